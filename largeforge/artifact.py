@@ -1,0 +1,157 @@
+"""A folder with manifest.json: all that tasks hand each other (law 5).
+
+The manifest is written last and atomically, so its existence means that the folder is whole. Its id is the hash of the
+payload (names, sizes, sha256 of the files, kind); what is learned later stands beside it in proof.json, outside the id.
+Knows nothing about what the files mean.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from largeforge.contract import Reference
+from largeforge.errors import ArtifactError
+
+MANIFEST = "manifest.json"
+PROOF = "proof.json"
+SCHEMA_VERSION = 1
+_WEIGHTS = (".safetensors", ".gguf", ".arrow", ".parquet")
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A finished folder."""
+
+    folder: Path
+    kind: str
+    id: str
+    files: dict[str, dict[str, Any]]
+    parents: tuple[Reference, ...]
+    config: dict[str, Any]
+
+
+def is_artifact(folder: Path) -> bool:
+    """True where a manifest stands."""
+    return (folder / MANIFEST).is_file()
+
+
+def write_artifact(folder: Path, *, kind: str, fill: Callable[[Path], None], parents: Sequence[Reference], config: dict[str, Any]) -> Artifact:
+    """Fill a temporary folder beside `folder`, seal it with a manifest, and rename it into place.
+
+    Args:
+        folder: where it shall stand; must not exist.
+        kind: "model", "adapter", "data" ...
+        fill: writes the payload into the folder it is given.
+        parents: what it was made from.
+        config: the resolved config that made it, without secrets.
+    """
+    if folder.exists():
+        raise ArtifactError(f"{folder} exists already.", next_step="choose another folder=...")
+    draft = folder.with_name(f".{folder.name}.{os.getpid()}")
+    draft.mkdir(parents=True)
+    fill(draft)
+    files = {
+        path.relative_to(draft).as_posix(): {"sha256": sha256_of(path), "size_bytes": path.stat().st_size}
+        for path in sorted(draft.rglob("*"))
+        if path.is_file()
+    }
+    manifest = {
+        "schema_version": SCHEMA_VERSION,
+        "kind": kind,
+        "id": _payload_id(kind, files),
+        "files": files,
+        "parents": [asdict(parent) for parent in parents],
+        "config": config,
+    }
+    write_atomically(draft / MANIFEST, json.dumps(manifest, indent=2, sort_keys=True) + "\n")
+    os.replace(draft, folder)
+    return _artifact(folder, manifest)
+
+
+def read_artifact(folder: Path, *, kind: str | Sequence[str] | None = None, full: bool = False) -> Artifact:
+    """Read a manifest and verify the files it names.
+
+    Small files always; weights in full once per machine and content (then by size, time and inode), and in full where
+    `full` says so.
+
+    Raises:
+        ArtifactError: no manifest, another kind, a file missing, of another size, or with other bytes.
+    """
+    path = folder / MANIFEST
+    if not path.is_file():
+        raise ArtifactError(f"{folder} is no artifact: it holds no {MANIFEST}.", next_step="give the folder that a run left: outputs/<task>/<date>/<time>/artifact")
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+        artifact = _artifact(folder, manifest)
+    except (ValueError, KeyError, TypeError) as fault:
+        raise ArtifactError(f"{path} is damaged ({fault}).", next_step="take the artifact from where it was made again") from fault
+    kinds = [kind] if isinstance(kind, str) else list(kind or [])
+    if kinds and artifact.kind not in kinds:
+        raise ArtifactError(f"{folder} is an artifact of kind {artifact.kind}; needed: {' or '.join(kinds)}.")
+    if artifact.id != _payload_id(artifact.kind, artifact.files):
+        raise ArtifactError(f"{path} does not match its own id.", next_step="take the artifact from where it was made again")
+    for name, facts in artifact.files.items():
+        _verify(folder, name, facts, full=full)
+    return artifact
+
+
+def sha256_of(path: Path) -> str:
+    """Hash of a file's bytes, read in blocks."""
+    digest = hashlib.sha256()
+    with path.open("rb") as stream:
+        while block := stream.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write a text file whole or not at all: temporary name, flush to disk, rename."""
+    draft = path.with_name(f".{path.name}.{os.getpid()}")
+    with draft.open("w", encoding="utf-8") as stream:
+        stream.write(text)
+        stream.flush()
+        os.fsync(stream.fileno())
+    os.replace(draft, path)
+
+
+def user_cache() -> Path:
+    """Where converted models, token caches and calibrations are kept: $LARGEFORGE_CACHE, else ~/.cache/largeforge."""
+    return Path(os.environ.get("LARGEFORGE_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "largeforge")
+
+
+def _artifact(folder: Path, manifest: dict[str, Any]) -> Artifact:
+    parents = tuple(Reference(**parent) for parent in manifest["parents"])
+    return Artifact(folder, manifest["kind"], manifest["id"], manifest["files"], parents, manifest["config"])
+
+
+def _payload_id(kind: str, files: dict[str, dict[str, Any]]) -> str:
+    payload = json.dumps([kind, [[name, files[name]["sha256"]] for name in sorted(files)]])
+    return hashlib.sha256(payload.encode()).hexdigest()
+
+
+def _verify(folder: Path, name: str, facts: dict[str, Any], *, full: bool) -> None:
+    path = folder / name
+    again = "take the artifact from where it was made again, or train it again"
+    if Path(name).is_absolute() or ".." in Path(name).parts:
+        raise ArtifactError(f"{folder / MANIFEST} names a file outside its folder: {name}.")
+    if not path.is_file():
+        raise ArtifactError(f"{path} is missing.", next_step=again)
+    stat = path.stat()
+    if stat.st_size != facts["size_bytes"]:
+        raise ArtifactError(f"{path} has {stat.st_size} bytes; its manifest says {facts['size_bytes']}.", next_step=again)
+    seal = user_cache() / "verified" / facts["sha256"]
+    state = f"{path.resolve()} {stat.st_size} {stat.st_mtime_ns} {stat.st_ino}"
+    weights = path.suffix in _WEIGHTS
+    if weights and not full and seal.is_file() and seal.read_text(encoding="utf-8") == state:
+        return
+    if sha256_of(path) != facts["sha256"]:
+        raise ArtifactError(f"{path} is not what was written: its sha256 differs from the manifest's.", next_step=again)
+    if weights:
+        seal.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(seal, state)

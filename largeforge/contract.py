@@ -1,0 +1,305 @@
+"""What parts promise each other: the Protocols that stories annotate, and the data that flows between parts.
+
+Imports no part and nothing heavy: torch and transformers stand under TYPE_CHECKING.
+Shapes: B sequences, T positions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    from lightning.pytorch import LightningModule
+    from lightning.pytorch.loggers import Logger
+    from torch import Tensor
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from largeforge.chat import Answer, ChatRequest, Delta, Example
+
+
+@dataclass(frozen=True)
+class Reference:
+    """Where something came from, exactly enough to see that it changed: what locks and manifests record.
+
+    Args:
+        kind: "model", "adapter", "data", ...
+        name: what the user would recognise it by: a Hub id, a path, a choice.
+        revision: the commit or version, where there is one.
+        sha256: of the content; for a folder, of its files' names and hashes in order.
+    """
+
+    kind: str
+    name: str
+    revision: str = ""
+    sha256: str = ""
+
+
+# ---- model ----
+
+
+@dataclass
+class LoadedModel:
+    """A model as stories hand it on.
+
+    Args:
+        network: the causal LM, adapted or not; on the meta device after `outline`.
+        tokenizer: None only after `outline`, where it cannot be had offline.
+        template: the chat template (Jinja) in use, for training and for talking alike; also set on the tokenizer.
+        source: the base weights.
+        notes: what the plan tells the user about this model (a template that was declared, a calibration ...).
+    """
+
+    network: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase | None
+    template: str
+    source: Reference
+    notes: list[str] = field(default_factory=list)
+
+
+class Quant(Protocol):
+    """How weights are held in memory."""
+
+    def load_arguments(self) -> dict[str, Any]:
+        """Keyword arguments for `from_pretrained`."""
+
+
+class Adapter(Protocol):
+    """Which parameters learn."""
+
+    def apply(self, network: PreTrainedModel) -> PreTrainedModel:
+        """Return the network to train: same forward contract, `requires_grad` set on what learns; works on meta too."""
+
+
+class ModelSource(Protocol):
+    """Where a network, its tokenizer and its template come from."""
+
+    def load(self, *, trainable: bool, quant: Quant | None = None, adapter: Adapter | None = None) -> LoadedModel:
+        """Load weights. Frozen weights are held in the model's dtype, trainable ones in fp32. Raises ModelError."""
+
+    def outline(self, *, trainable: bool, quant: Quant | None = None, adapter: Adapter | None = None) -> LoadedModel:
+        """Build the same network on the meta device: no weights are read, nothing is fetched."""
+
+
+# ---- data ----
+
+
+@dataclass
+class TokenBatch:
+    """One micro-batch of token ids: padded on the right, or packed rows.
+
+    Args:
+        input_ids_BT: int64. Padding holds any valid id.
+        position_ids_BT: int64, from 0 in every example; padding goes on counting. No attention mask is needed: causal
+            attention never looks right, and transformers keeps examples of a row apart where positions start again.
+        supervised_BT: bool, True where the token itself is learnt from (predicted by the position to its left);
+            never at the first position of an example, never on padding.
+        num_examples: rows of the data set in here.
+        num_tokens: positions that are not padding.
+    """
+
+    input_ids_BT: Tensor
+    position_ids_BT: Tensor
+    supervised_BT: Tensor
+    num_examples: int
+    num_tokens: int
+
+    def to(self, device: Any, non_blocking: bool = False) -> TokenBatch:
+        """The same batch on another device."""
+        moved = (t.to(device, non_blocking=non_blocking) for t in (self.input_ids_BT, self.position_ids_BT, self.supervised_BT))
+        return TokenBatch(*moved, num_examples=self.num_examples, num_tokens=self.num_tokens)
+
+
+@dataclass(frozen=True)
+class StepWindow:
+    """Which optimizer steps of a run a loader yields: a pure function of these numbers and the rows.
+
+    Args:
+        batch_size: rows of the data set per optimizer step, over all ranks.
+        micro_batch_size: sequences of one forward pass (packed rows where rows are packed).
+        num_steps: optimizer steps of the whole run.
+        start_step: steps already taken: a resumed run skips them without reading them.
+        seed: of the order; the permutation is a function of (seed, epoch).
+    """
+
+    batch_size: int
+    micro_batch_size: int
+    num_steps: int
+    start_step: int = 0
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class BatchShape:
+    """Size of one micro-batch, known from lengths alone: B sequences of T positions, S of them supervised."""
+
+    num_sequences: int
+    num_positions: int
+    num_supervised: int
+    num_tokens: int
+    packed: bool
+
+
+@dataclass(frozen=True)
+class TokenizedRow:
+    """One row as it is trained on. `supervised[i]` says whether token i is learnt from."""
+
+    token_ids: list[int]
+    supervised: list[bool]
+    origin: str
+
+
+class DataModule(Protocol):
+    """Checked, tokenized, cached rows; steps of micro-batches on demand.
+
+    Built as `build(config.data, tokenizer=..., train_on="answer"|"all", progress=...)`. Reading, checking,
+    linting and tokenizing happen in `prepare`, once; without a tokenizer only `num_rows` and `heldout` are there.
+    """
+
+    def prepare(self) -> None:
+        """Read, check, tokenize into the cache, lint. Raises RowError with every bad row's file, line and field."""
+
+    @property
+    def source(self) -> Reference:
+        """The training rows."""
+
+    @property
+    def num_rows(self) -> int:
+        """Training rows that are kept."""
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What lock and plan record: rows_in, rows_kept, rows_bad, packing (the choice made), fill_packed, fill_sorted,
+        cache_key, mean_tokens, supervised_tokens, num_validation_rows ..."""
+
+    def train_steps(self, window: StepWindow) -> Iterable[list[TokenBatch]]:
+        """A DataLoader of whole optimizer steps, each the list of its micro-batches; len() counts from start_step."""
+
+    def validation_batches(self, micro_batch_size: int) -> Iterable[list[TokenBatch]] | None:
+        """A DataLoader over the validation rows, one micro-batch in a list each; None where there are none."""
+
+    def shapes(self, window: StepWindow) -> Iterator[list[BatchShape]]:
+        """The shapes of what `train_steps` would yield, from lengths alone."""
+
+    def sample(self, count: int) -> list[TokenizedRow]:
+        """The first rows, for a person to look at."""
+
+    def heldout(self) -> list[Example]:
+        """Rows no training row is drawn from, for benchmarks; empty where the data has none."""
+
+
+# ---- method and trainer ----
+
+
+@dataclass
+class Term:
+    """One part of a loss, as a sum over its own unit (supervised tokens, pairs): law 6.
+
+    The base class divides by the total of `Method.weights(batch)[name]` over all micro-batches and ranks, once.
+    """
+
+    name: str
+    sum: Tensor
+    coefficient: float = 1.0
+
+
+@dataclass(frozen=True)
+class Optimization:
+    """How a trainer asks a method to step.
+
+    Args:
+        num_steps: optimizer steps of the whole run.
+        schedule: "constant", "linear" or "cosine" decay after the warm-up.
+        warmup_steps: steps from 0 to the peak learning rate.
+        weight_decay: decoupled, on matrices only.
+        clip_norm: largest global gradient norm; 0 is no clipping.
+    """
+
+    num_steps: int
+    schedule: str
+    warmup_steps: int
+    weight_decay: float
+    clip_norm: float
+
+
+if TYPE_CHECKING:
+
+    class Method(LightningModule):
+        """A LightningModule whose training_step is one optimizer step (largeforge/method/base.py)."""
+
+        model: LoadedModel
+        optimization: Optimization
+
+        def loss(self, batch: Any) -> list[Term]: ...
+
+        def weights(self, batch: Any) -> dict[str, int]: ...
+
+        def export(self, folder: Path) -> str: ...
+
+
+class Trainer(Protocol):
+    """Runs a method over data."""
+
+    def fit(self, method: Method, data: DataModule) -> dict[str, float]:
+        """Train; return metrics (loss, tokens_per_s, train_seconds, peak_memory_bytes ...)."""
+
+
+class Tracker(Protocol):
+    """Where curves go."""
+
+    def logger(self) -> Logger | None:
+        """A Lightning logger that writes under the run's folder; None is none."""
+
+
+# ---- talking and measuring ----
+
+
+class Engine(Protocol):
+    """Answers requests."""
+
+    def answers(self, requests: Sequence[ChatRequest]) -> Iterator[Answer]:
+        """Answer in the order asked, in batches."""
+
+    def stream(self, request: ChatRequest) -> Iterator[Delta]:
+        """Answer one request token by token; closing the iterator stops it."""
+
+
+@dataclass(frozen=True)
+class Score:
+    """What a benchmark found: flat metrics, and each answer with whether it was right."""
+
+    metrics: dict[str, float]
+    answers: list[str]
+    correct: list[bool]
+
+
+class Benchmark(Protocol):
+    """Asks an engine held-out questions and counts."""
+
+    def run(self, engine: Engine, examples: Sequence[Example]) -> Score | None:
+        """Score the engine; None where the choice is none."""
+
+
+# ---- telling ----
+
+
+class Bar(Protocol):
+    """One long piece of work being shown."""
+
+    def advance(self, count: int = 1, **fields: Any) -> None:
+        """Count forward; `fields` (name -> short text or number) replace what stands beside the bar."""
+
+    def close(self) -> None:
+        """Done, or given up."""
+
+
+class Progress(Protocol):
+    """Shows long work: a live bar on a terminal, plain lines at intervals elsewhere."""
+
+    def bar(self, title: str, *, total: int | None, unit: str = "") -> Bar:
+        """Start showing one piece of work."""
+
+    def say(self, text: str) -> None:
+        """A line for the user, above any bar."""

@@ -1,0 +1,1 @@
+"""Where networks, tokenizers and templates come from."""

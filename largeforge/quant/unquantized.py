@@ -1,0 +1,17 @@
+"""Weights as they are; knows nothing about the model."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from largeforge.quant.config import UnquantizedConfig
+
+
+class Unquantized:
+    """No quantization."""
+
+    def __init__(self, config: UnquantizedConfig) -> None:
+        self.config = config
+
+    def load_arguments(self) -> dict[str, Any]:
+        return {}

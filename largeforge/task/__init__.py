@@ -1,0 +1,1 @@
+"""The stories: one verb a file, read from top to bottom."""

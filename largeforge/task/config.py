@@ -1,0 +1,63 @@
+"""Typed configs of the tasks: what stands at the root of a composed config; imports nothing heavy.
+
+`task._target_` names a story (`largeforge.task.train.Train`); its `<Class>Config` here types the whole root.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from largeforge.adapter.config import AdapterConfig
+from largeforge.benchmark.config import BenchmarkConfig
+from largeforge.config.typed import Bool, NonNegativeInt, PartConfig, Typed
+from largeforge.data.config import DataConfig
+from largeforge.engine.config import EngineConfig
+from largeforge.method.config import MethodConfig
+from largeforge.model.config import ModelConfig
+from largeforge.quant.config import QuantConfig
+from largeforge.tracker.config import TrackerConfig
+from largeforge.trainer.config import TrainerConfig
+
+
+class TaskConfig(PartConfig):
+    """A choice of the group task: which story runs."""
+
+
+class RootConfig(Typed):
+    """What every task has at its root."""
+
+    task: TaskConfig = Field(description="What to do.")
+    seed: NonNegativeInt = Field(description="Seed of everything random: order of rows, dropout, adapters' fresh weights.")
+    name: str | None = Field(description="A name for the run, to find it again; null is none.")
+    folder: str | None = Field(description="Where the run goes; null is outputs/<task>/<date>/<time>.")
+    resume: str = Field(description="never, auto (the run in folder, else the newest unfinished of that name), or a checkpoint.")
+    plan: Bool | str = Field(description="true, or a device such as rtx4090: say what the run would cost, and stop.")
+    log_level: Literal["debug", "info", "warning", "error"] = Field(description="Least level that is logged.")
+    log_format: Literal["console", "json"] = Field(description="How log lines look on the terminal; log.jsonl is JSON always.")
+    trust: list[str] = Field(description="Packages of your own that _target_ may name; command line and user settings only.")
+
+
+class TrainConfig(RootConfig):
+    """Train a model with one method; leaves a checkpoint or adapter artifact."""
+
+    model: ModelConfig = Field(description="What is trained.")
+    adapter: AdapterConfig = Field(description="Which parameters learn.")
+    quant: QuantConfig = Field(description="How frozen weights are held.")
+    method: MethodConfig = Field(description="What is learnt.")
+    data: DataConfig = Field(description="The rows.")
+    trainer: TrainerConfig = Field(description="How it runs.")
+    tracker: TrackerConfig = Field(description="Where curves go.")
+    engine: EngineConfig = Field(description="What answers the benchmark's questions.")
+    benchmark: BenchmarkConfig = Field(description="What is asked before and after.")
+
+
+class ChatConfig(RootConfig):
+    """Talk to a model in the terminal, with the template it was trained with."""
+
+    model: ModelConfig = Field(description="Who answers: an artifact, a folder, a Hub id, a choice.")
+    quant: QuantConfig = Field(description="How weights are held.")
+    engine: EngineConfig = Field(description="How it answers.")
+    prompt: str | None = Field(description="One question; null opens a conversation.")
+    system: str | None = Field(description="System message; null is what the template says.")

@@ -1,0 +1,1 @@
+"""How a method runs over data: devices, precision, checkpoints, resume."""
