@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -41,13 +42,12 @@ def is_artifact(folder: Path) -> bool:
     return (folder / MANIFEST).is_file()
 
 
-def write_artifact(folder: Path, *, kind: str, fill: Callable[[Path], None], parents: Sequence[Reference], config: dict[str, Any]) -> Artifact:
+def write_artifact(folder: Path, *, fill: Callable[[Path], str], parents: Sequence[Reference], config: dict[str, Any]) -> Artifact:
     """Fill a temporary folder beside `folder`, seal it with a manifest, and rename it into place.
 
     Args:
         folder: where it shall stand; must not exist.
-        kind: "model", "adapter", "data" ...
-        fill: writes the payload into the folder it is given.
+        fill: writes the payload into the folder it is given and returns its kind: "model", "adapter", "data" ...
         parents: what it was made from.
         config: the resolved config that made it, without secrets.
     """
@@ -55,7 +55,11 @@ def write_artifact(folder: Path, *, kind: str, fill: Callable[[Path], None], par
         raise ArtifactError(f"{folder} exists already.", next_step="choose another folder=...")
     draft = folder.with_name(f".{folder.name}.{os.getpid()}")
     draft.mkdir(parents=True)
-    fill(draft)
+    try:
+        kind = fill(draft)
+    except BaseException:
+        shutil.rmtree(draft, ignore_errors=True)
+        raise
     files = {
         path.relative_to(draft).as_posix(): {"sha256": sha256_of(path), "size_bytes": path.stat().st_size}
         for path in sorted(draft.rglob("*"))

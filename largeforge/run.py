@@ -1,0 +1,251 @@
+"""A run: its folder, what it logs and leaves, how it ends; and `execute`, which takes a checked config to an exit code.
+
+Knows nothing about models or data: stories do the work, a run keeps what they leave.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from largeforge.artifact import Artifact, write_artifact, write_atomically
+from largeforge.build import find
+from largeforge.config.composed import Composed
+from largeforge.console import Console
+from largeforge.contract import Reference
+from largeforge.errors import EXIT_DOES_NOT_FIT, EXIT_DONE, EXIT_FAULT, InputError, Interrupted, LargeForgeError
+
+RESULT = "result.json"
+log = logging.getLogger("largeforge")
+
+
+class Run:
+    """What a story works in.
+
+    Args:
+        composed: the checked config.
+        folder: the run's own folder; exists.
+        progress: where long work is shown.
+    """
+
+    def __init__(self, composed: Composed, *, folder: Path, progress: Console) -> None:
+        self.composed = composed
+        self.config: Any = composed.config
+        self.folder = folder
+        self.progress = progress
+        self.metrics: dict[str, float] = {}
+        self.signal_number = 0
+        self.result_artifact: Artifact | None = None
+
+    @property
+    def stop_asked(self) -> bool:
+        """Whether Ctrl-C or SIGTERM came: long work ends at its next safe point and calls `interrupt`."""
+        return self.signal_number != 0
+
+    def interrupt(self, message: str, *, next_step: str = "") -> Interrupted:
+        """The error that ends an interrupted story."""
+        return Interrupted(message, signal_number=self.signal_number or signal.SIGINT, next_step=next_step)
+
+    def measure(self, **metrics: float) -> None:
+        """Record numbers of result.json, by flat names."""
+        self.metrics.update(metrics)
+
+    def log_metrics(self, step: int, metrics: dict[str, float]) -> None:
+        """Append one line to metrics.jsonl."""
+        with (self.folder / "metrics.jsonl").open("a", encoding="utf-8") as stream:
+            stream.write(json.dumps({"step": step, **metrics}) + "\n")
+
+    def artifact(self, fill: Callable[[Path], str], *, parents: Sequence[Reference]) -> Artifact:
+        """Write the run's artifact.
+
+        Args:
+            fill: writes the payload into the folder it is given and returns its kind ("model", "adapter", "data").
+            parents: what it was made from.
+        """
+        self.result_artifact = write_artifact(self.folder / "artifact", fill=fill, parents=parents, config=self.composed.values)
+        return self.result_artifact
+
+    def finish(self, status: str, *, seconds: float) -> None:
+        """Write result.json."""
+        artifact = str(self.result_artifact.folder) if self.result_artifact else None
+        result = {"task": self.composed.task, "status": status, "artifact": artifact, "seconds": round(seconds, 3), "metrics": self.metrics}
+        write_atomically(self.folder / RESULT, json.dumps(result, indent=2) + "\n")
+
+
+def execute(composed: Composed) -> int:
+    """Run the story that a checked config names; return the exit code (design: 0, 1, 2, 3, 4, 130, 143)."""
+    config = composed.config
+    progress = Console()
+    start = time.monotonic()
+    run: Run | None = None
+    status, code = "failed", EXIT_FAULT
+    try:
+        story = find(config.task.target)(config)
+        if config.plan is not False:
+            return _plan(story, composed, progress)
+        run = Run(composed, folder=open_folder(composed), progress=progress)
+        with logging_to(run.folder / "log.jsonl", level=config.log_level, form=config.log_format), signals_to(run):
+            write_atomically(run.folder / "config.yaml", _yaml(composed.values))
+            log.info("start %s in %s", composed.task, run.folder, extra={"overrides": list(composed.overrides)})
+            story.run(run)
+            log.info("done in %.1f s", time.monotonic() - start)
+        status, code = "done", EXIT_DONE
+    except LargeForgeError as error:
+        status, code = ("interrupted" if isinstance(error, Interrupted) else "failed"), error.exit_code
+        progress.say(f"\n{error}")
+        _note_failure(run, str(error))
+    except KeyboardInterrupt:
+        status, code = "interrupted", 130
+        progress.say("\nInterrupted.")
+    except Exception as fault:
+        progress.say(f"\nAn internal fault of LargeForge ({type(fault).__name__}: {fault}). Please report it with the lines below.")
+        progress.say(traceback.format_exc())
+        _note_failure(run, traceback.format_exc())
+    if run is not None:
+        run.finish(status, seconds=time.monotonic() - start)
+    return code
+
+
+def open_folder(composed: Composed) -> Path:
+    """Make the run's folder; one that holds a run already is refused unless `resume` says to go on in it."""
+    config = composed.config
+    if config.folder is not None:
+        folder = Path(config.folder)
+        if holds_run(folder) and config.resume == "never":
+            raise InputError(f"folder={folder} holds a run already.", next_step="resume=auto to go on with it, or another folder=...")
+        if folder.exists() and not folder.is_dir():
+            raise InputError(f"folder={folder} is a file.", next_step="another folder=...")
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
+    unfinished = newest_unfinished(composed) if config.resume == "auto" else None
+    if unfinished is not None:
+        return unfinished
+    now = datetime.now()
+    day = Path("outputs") / composed.task / now.strftime("%Y-%m-%d")
+    day.mkdir(parents=True, exist_ok=True)
+    for attempt in range(100):
+        folder = day / (now.strftime("%H-%M-%S") + (f"-{attempt}" if attempt else ""))
+        try:
+            folder.mkdir()
+            return folder
+        except FileExistsError:
+            continue
+    raise InputError(f"no free folder for a run under {day}.", next_step="another folder=...")
+
+
+def holds_run(folder: Path) -> bool:
+    """Whether a run stands here, finished or not."""
+    return (folder / "config.yaml").is_file() or (folder / RESULT).is_file()
+
+
+def newest_unfinished(composed: Composed) -> Path | None:
+    """The newest run of this task and name that did not end well."""
+    candidates = sorted((Path("outputs") / composed.task).glob("*/*/config.yaml"), reverse=True)
+    for path in candidates:
+        result = path.parent / RESULT
+        finished = result.is_file() and json.loads(result.read_text(encoding="utf-8"))["status"] == "done"
+        if not finished and _name_of(path) == composed.config.name:
+            return path.parent
+    return None
+
+
+@contextmanager
+def logging_to(path: Path, *, level: str, form: str) -> Iterator[None]:
+    """Send the log to `path` as JSON lines, and to standard error in the chosen form, while the block runs."""
+    file, terminal = logging.FileHandler(path, encoding="utf-8"), logging.StreamHandler(sys.stderr)
+    file.setFormatter(JSONLines())
+    terminal.setFormatter(JSONLines() if form == "json" else logging.Formatter("%(levelname)s %(message)s"))
+    # what the user watches is said by the progress; the console shows log lines only where they ask for them or warn
+    terminal.setLevel(logging.DEBUG if form == "json" or level == "debug" else logging.WARNING)
+    root = logging.getLogger()
+    before = root.level
+    for handler in (file, terminal):
+        root.addHandler(handler)
+    root.setLevel(logging.WARNING)
+    log.setLevel(level.upper())
+    logging.captureWarnings(True)
+    try:
+        yield
+    finally:
+        logging.captureWarnings(False)
+        root.setLevel(before)
+        for handler in (file, terminal):
+            root.removeHandler(handler)
+            handler.close()
+
+
+class JSONLines(logging.Formatter):
+    """One JSON object a line: time (UTC, ISO 8601), level, logger, message, and what the caller added."""
+
+    _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
+
+    def format(self, record: logging.LogRecord) -> str:
+        line: dict[str, Any] = {
+            "time": datetime.fromtimestamp(record.created).astimezone().isoformat(timespec="milliseconds"),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        line.update({key: value for key, value in vars(record).items() if key not in self._STANDARD})
+        if record.exc_info:
+            line["traceback"] = self.formatException(record.exc_info)
+        return json.dumps(line, default=str)
+
+
+@contextmanager
+def signals_to(run: Run) -> Iterator[None]:
+    """Turn the first SIGINT or SIGTERM into `run.stop_asked`; a second one stops at once."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def ask(number: int, frame: Any) -> None:
+        if run.signal_number:
+            raise KeyboardInterrupt
+        run.signal_number = number
+        run.progress.say("Stopping at the next safe point; once more stops at once.")
+
+    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _plan(story: Any, composed: Composed, progress: Console) -> int:
+    plan = story.plan(progress=progress)
+    plan.render()
+    return EXIT_DONE if plan.fits else EXIT_DOES_NOT_FIT
+
+
+def _note_failure(run: Run | None, text: str) -> None:
+    if run is None:
+        return
+    line = {"time": datetime.now().astimezone().isoformat(timespec="milliseconds"), "level": "error", "logger": "largeforge", "message": text}
+    with (run.folder / "log.jsonl").open("a", encoding="utf-8") as stream:
+        stream.write(json.dumps(line) + os.linesep)
+
+
+def _name_of(config_yaml: Path) -> str | None:
+    import yaml
+
+    name = yaml.safe_load(config_yaml.read_text(encoding="utf-8")).get("name")
+    return None if name is None else str(name)
+
+
+def _yaml(values: dict[str, Any]) -> str:
+    import yaml
+
+    return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
