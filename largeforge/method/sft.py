@@ -1,0 +1,30 @@
+"""SFT: learn the assistant's turns by their likelihood.
+
+Sees token ids and masks; knows nothing about rows, templates or devices.
+"""
+
+from __future__ import annotations
+
+from largeforge.contract import LoadedModel, Term, TokenBatch
+from largeforge.method.base import Method
+from largeforge.method.config import SFTConfig
+from largeforge.method.head import SupervisedHead
+
+
+class SFT(Method):
+    """Supervised fine-tuning (Ouyang et al. 2022, arXiv:2203.02155, section 3.5).
+
+    ``- sum over supervised tokens of log p(token | what stands before it in its example) / number of supervised tokens``.
+    """
+
+    config: SFTConfig
+
+    def __init__(self, config: SFTConfig, *, model: LoadedModel) -> None:
+        super().__init__(config, model=model)
+        self.head = SupervisedHead(model.network)
+
+    def loss(self, batch: TokenBatch) -> list[Term]:
+        return [Term("nll", self.head.nll(batch))]
+
+    def weights(self, batch: TokenBatch) -> dict[str, int]:
+        return {"nll": int(batch.supervised_BT.sum())}

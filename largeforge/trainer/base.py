@@ -1,0 +1,180 @@
+"""Runs a method over data on one device: steps, validation, checkpoints, resume, what is shown and logged.
+
+Knows nothing about losses or rows; Lightning runs the loop, our callbacks decide what is kept and told.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import time
+import warnings
+from typing import Any
+
+import torch
+from lightning.pytorch import Trainer as Lightning
+
+from largeforge.contract import DataModule, Method, Optimization, StepWindow, Tracker
+from largeforge.run import Run
+from largeforge.trainer.checkpoint import Checkpoints, find_checkpoint, read_step
+from largeforge.trainer.config import TrainerConfig
+from largeforge.trainer.memory import peak_bytes, reset_peak
+from largeforge.trainer.watch import Watch
+
+log = logging.getLogger("largeforge.trainer")
+
+
+class Trainer:
+    """Trains on one device of one kind.
+
+    Args:
+        config: steps, batch, precision, schedule, checkpoints.
+        tracker: where curves go.
+        run: the run's folder, progress and signals.
+    """
+
+    def __init__(self, config: TrainerConfig, *, tracker: Tracker | None = None, run: Run | None = None) -> None:
+        self.config = config
+        self.tracker = tracker
+        self.run = run
+        self.device = self.find_device()
+        self.precision = self.find_precision()
+        if config.threads:
+            torch.set_num_threads(config.threads)
+
+    # ---- what a choice decides ----
+
+    def find_device(self) -> str:
+        """Return "cpu" or "cuda"."""
+        raise NotImplementedError
+
+    def find_precision(self) -> str:
+        """Return "fp32", "bf16" or "fp16": what `precision=auto` stands for on the device."""
+        if self.config.precision != "auto":
+            return self.config.precision
+        if self.device == "cuda":
+            return "bf16" if torch.cuda.is_bf16_supported() else "fp16"
+        return "bf16" if torch.ops.mkldnn._is_mkldnn_bf16_supported() else "fp32"
+
+    # ---- sizes known before training ----
+
+    def num_steps(self, num_rows: int) -> int:
+        """Optimizer steps of the whole run over `num_rows` rows."""
+        per_epoch = math.ceil(num_rows / self.config.batch_size)
+        return self.config.max_steps or max(1, math.ceil(self.config.epochs * per_epoch))
+
+    def window(self, num_rows: int, *, seed: int, start_step: int = 0) -> StepWindow:
+        """Return which steps a run over `num_rows` rows takes."""
+        return StepWindow(
+            batch_size=self.config.batch_size,
+            micro_batch_size=self.config.micro_batch_size,
+            num_steps=self.num_steps(num_rows),
+            start_step=start_step,
+            seed=seed,
+        )
+
+    def optimization(self, num_steps: int) -> Optimization:
+        """Return how the method shall step."""
+        config = self.config
+        return Optimization(
+            num_steps=num_steps,
+            schedule=config.schedule,
+            warmup_steps=math.ceil(config.warmup_ratio * num_steps),
+            weight_decay=config.weight_decay,
+            clip_norm=config.clip_norm,
+        )
+
+    # ---- training ----
+
+    def fit(self, method: Method, data: DataModule) -> dict[str, float]:
+        """Train from the start, or from the newest sound checkpoint where the run resumes.
+
+        Returns:
+            train_seconds, steps, loss (mean over the last tenth of the steps), loss_first, validation_loss (where there
+            are validation rows), tokens_per_s (supervised tokens), peak_memory_bytes.
+
+        Raises:
+            Interrupted: Ctrl-C or SIGTERM; a checkpoint was written.
+        """
+        assert self.run is not None and self.tracker is not None
+        run, config = self.run, self.config
+        seed = run.config.seed
+        checkpoint = find_checkpoint(run)
+        start_step = read_step(checkpoint) if checkpoint else 0
+        window = self.window(data.num_rows, seed=seed, start_step=start_step)
+        method.optimization = self.optimization(window.num_steps)
+        if config.gradient_checkpointing:
+            method.network.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        validation = data.validation_batches(config.micro_batch_size)
+        watch = Watch(run, num_steps=window.num_steps, start_step=start_step, config=config)
+        loader = StepLoader(data.train_steps(window), num_steps=window.num_steps)
+        lightning = self._lightning(window, callbacks=[watch, Checkpoints(run, config=config, seed=seed)])
+        reset_peak(self.device)
+        begin = time.monotonic()
+        try:
+            with warnings.catch_warnings():
+                # the loaders are ours and light; Lightning's advice on workers is about others
+                warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+                lightning.fit(method, loader, validation, ckpt_path=checkpoint and str(checkpoint / "state.ckpt"), weights_only=True)
+        finally:
+            watch.close()
+        metrics = watch.summary()
+        metrics["train_seconds"] = time.monotonic() - begin
+        metrics["peak_memory_bytes"] = float(peak_bytes(self.device))
+        return metrics
+
+    def _lightning(self, window: StepWindow, *, callbacks: list[Any]) -> Lightning:
+        assert self.run is not None and self.tracker is not None
+        every = self.config.validate_every_steps or window.num_steps
+        quiet("lightning.pytorch", "lightning.fabric")
+        return Lightning(
+            accelerator=self.device,
+            devices=self.config.devices,
+            precision={"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}[self.precision],
+            # one Lightning epoch holds all steps: epochs are ours, a function of (seed, epoch), so that resume is exact
+            max_steps=window.num_steps,
+            max_epochs=1,
+            min_epochs=0,
+            val_check_interval=every,
+            check_val_every_n_epoch=None,
+            num_sanity_val_steps=0,
+            logger=self.tracker.logger() or False,
+            callbacks=callbacks,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            use_distributed_sampler=False,
+            default_root_dir=os.fspath(self.run.folder),
+        )
+
+
+class StepLoader:
+    """A loader whose length counts all steps of the run, so that a resumed loop knows where the end is.
+
+    The steps themselves start where the run resumes; the empty state tells Lightning that resuming is taken care of.
+    """
+
+    def __init__(self, steps: Any, *, num_steps: int) -> None:
+        self.steps = steps
+        self.num_steps = num_steps
+
+    def __iter__(self) -> Any:
+        return iter(self.steps)
+
+    def __len__(self) -> int:
+        return self.num_steps
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Nothing to load: the order is a function of seed, epoch and step."""
+
+
+def quiet(*names: str) -> None:
+    """Keep libraries' own greetings out of what the user reads; warnings stay."""
+    for name in names:
+        logging.getLogger(name).setLevel(logging.WARNING)
+
+
