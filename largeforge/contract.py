@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from largeforge.chat import Answer, ChatRequest, Delta, Example
+    from largeforge.run import Run
 
 
 @dataclass(frozen=True)
@@ -76,10 +77,17 @@ class Adapter(Protocol):
 class ModelSource(Protocol):
     """Where a network, its tokenizer and its template come from."""
 
-    def load(self, *, trainable: bool, quant: Quant | None = None, adapter: Adapter | None = None) -> LoadedModel:
-        """Load weights. Frozen weights are held in the model's dtype, trainable ones in fp32. Raises ModelError."""
+    def load(self, *, trainable: bool, precision: str | None = None, quant: Quant | None = None, adapter: Adapter | None = None) -> LoadedModel:
+        """Load weights. Frozen weights are held in the model's dtype, trainable ones in fp32. Raises ModelError.
 
-    def outline(self, *, trainable: bool, quant: Quant | None = None, adapter: Adapter | None = None) -> LoadedModel:
+        Args:
+            trainable: whether anything is to learn.
+            precision: "fp32", "bf16" or "fp16": what `dtype=auto` follows; None is bf16 where the device has it.
+            quant: how weights are held.
+            adapter: which parameters learn; None is none of them.
+        """
+
+    def outline(self, *, trainable: bool, precision: str | None = None, quant: Quant | None = None, adapter: Adapter | None = None) -> LoadedModel:
         """Build the same network on the meta device: no weights are read, nothing is fetched."""
 
 
@@ -240,7 +248,13 @@ if TYPE_CHECKING:
 
 
 class Trainer(Protocol):
-    """Runs a method over data."""
+    """Runs a method over data. Built as `build(config.trainer, tracker=..., run=...)`, for a plan without both."""
+
+    device: str
+    precision: str
+
+    def window(self, num_rows: int, *, seed: int, start_step: int = 0) -> StepWindow:
+        """Which steps a run over so many rows takes."""
 
     def fit(self, method: Method, data: DataModule) -> dict[str, float]:
         """Train; return metrics (loss, tokens_per_s, train_seconds, peak_memory_bytes ...)."""
@@ -278,8 +292,17 @@ class Score:
 class Benchmark(Protocol):
     """Asks an engine held-out questions and counts."""
 
-    def run(self, engine: Engine, examples: Sequence[Example]) -> Score | None:
-        """Score the engine; None where the choice is none."""
+    config: Any
+
+    def run(self, engine: Engine, examples: Sequence[Example], *, title: str = "", run: Run | None = None) -> Score | None:
+        """Score the engine; None where the choice is none or there are no examples.
+
+        Args:
+            engine: who answers.
+            examples: what is asked.
+            title: "before" or "after", for the progress bar.
+            run: where progress is shown; work ends early with `run.interrupt` where a stop was asked.
+        """
 
 
 # ---- telling ----

@@ -1,0 +1,139 @@
+"""Train a model with one method: rows -> steps -> artifact, measured before and after."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from largeforge.artifact import Artifact, write_atomically
+from largeforge.build import build, find
+from largeforge.chat import Example
+from largeforge.config.lock import write_lock
+from largeforge.contract import Adapter, Benchmark, DataModule, Engine, LoadedModel, Method, Progress, Quant, Score, Tracker, Trainer
+from largeforge.report import Section, write_report
+from largeforge.run import Run
+from largeforge.task.config import TrainConfig
+
+
+class Train:
+    """sft today; every method that learns from rows tomorrow."""
+
+    def __init__(self, config: TrainConfig) -> None:
+        self.config = config
+
+    def run(self, run: Run) -> Artifact:
+        """Train, and leave a checkpoint or adapter artifact."""
+        config = self.config
+
+        # ---- build ----
+        tracker: Tracker = build(config.tracker, folder=run.folder)
+        trainer: Trainer = build(config.trainer, tracker=tracker, run=run)
+        quant: Quant = build(config.quant)
+        adapter: Adapter = build(config.adapter, seed=config.seed)
+        model: LoadedModel = build(config.model, progress=run.progress).load(trainable=True, precision=trainer.precision, quant=quant, adapter=adapter)
+        data: DataModule = build(
+            config.data, tokenizer=model.tokenizer, template=model.template, train_on=config.method.train_on, progress=run.progress
+        )
+        data.prepare()
+        method: Method = build(config.method, model=model)
+        engine: Engine = build(config.engine, model=model, progress=run.progress)
+        benchmark: Benchmark = build(config.benchmark)
+        facts = {"device": trainer.device, "precision": trainer.precision, **data.facts}
+        write_lock(run.folder / "recipe.lock.yaml", run.composed, sources=[model.source, data.source], template=model.template, facts=facts)
+        tell(run, model, facts)
+
+        # ---- before ----
+        examples = data.heldout()
+        before = measured_before(run, benchmark, engine, examples)
+
+        # ---- train ----
+        run.measure(**{name: float(value) for name, value in data.facts.items() if name.startswith("rows_")})
+        run.measure(**trainer.fit(method, data))
+
+        # ---- after ----
+        after = benchmark.run(engine, examples, title="after", run=run)
+        table = compare(run, benchmark, examples, before, after)
+
+        # ---- leave ----
+        artifact = run.artifact(method.export, parents=[model.source, data.source])
+        write_report(run.folder, title=f"{run.composed.task}: {model.source.name}", sections=[*table, numbers(run), *facts_section(facts)])
+        farewell(run, artifact)
+        return artifact
+
+    def plan(self, *, progress: Progress) -> Any:
+        """What `run` would cost; no weights are read."""
+        config = self.config
+        trainer: Trainer = build(config.trainer)
+        quant: Quant = build(config.quant)
+        adapter: Adapter = build(config.adapter, seed=config.seed)
+        model: LoadedModel = build(config.model, progress=progress).outline(trainable=True, precision=trainer.precision, quant=quant, adapter=adapter)
+        data: DataModule | None = None
+        if model.tokenizer is not None:
+            data = build(config.data, tokenizer=model.tokenizer, template=model.template, train_on=config.method.train_on, progress=progress)
+            data.prepare()
+        method: Method = build(config.method, model=model)
+        plan = find("largeforge.plan.training.TrainingPlan")(config)
+        return plan(model=model, method=method, data=data, trainer=trainer, progress=progress)
+
+
+def measured_before(run: Run, benchmark: Benchmark, engine: Engine, examples: list[Example]) -> Score | None:
+    """Score the untrained model; a resumed run keeps the score it took at its start."""
+    path = run.folder / "before.json"
+    if path.is_file():
+        return Score(**json.loads(path.read_text(encoding="utf-8")))
+    score = benchmark.run(engine, examples, title="before", run=run)
+    if score is not None:
+        write_atomically(path, json.dumps(vars(score), indent=2) + "\n")
+    return score
+
+
+def compare(run: Run, benchmark: Benchmark, examples: list[Example], before: Score | None, after: Score | None) -> list[Section]:
+    """Show and record both scores, and some held-out prompts answered before and after."""
+    if before is None or after is None:
+        return []
+    for name, value in before.metrics.items():
+        run.measure(**{f"{name}_before": value, f"{name}_after": after.metrics[name]})
+    columns = ("prompt", "expected", "before", "after", "right", "note")
+    rows = [
+        (example.prompt[-1].content, example.answer, _short(old), _short(new), "yes" if right else "no", example.note)
+        for example, old, new, right in zip(examples, before.answers, after.answers, after.correct, strict=True)
+    ]
+    shown = rows[: benchmark.config.show]
+    run.progress.table("Held-out prompts", columns, shown)
+    scores = [(name, f"{value:.1%}", f"{after.metrics[name]:.1%}", len(examples)) for name, value in before.metrics.items()]
+    run.progress.table("Before and after", ("metric", "before", "after", "held-out rows"), scores)
+    return [Section("Before and after", ("metric", "before", "after", "held-out rows"), scores), Section("Held-out prompts", columns, rows)]
+
+
+def numbers(run: Run) -> Section:
+    """Every number of result.json."""
+    return Section("Numbers", ("name", "value"), sorted(run.metrics.items()))
+
+
+def facts_section(facts: dict[str, Any]) -> list[Section]:
+    """What was decided at run time."""
+    return [Section("Decided at run time", ("fact", "value"), [(name, value) for name, value in facts.items() if not isinstance(value, (list, dict))])]
+
+
+def tell(run: Run, model: LoadedModel, facts: dict[str, Any]) -> None:
+    """Say what is about to be trained, on what, and what was decided."""
+    network = model.network
+    total = sum(parameter.numel() for parameter in network.parameters())
+    learning = sum(parameter.numel() for parameter in network.parameters() if parameter.requires_grad)
+    run.progress.say(f"run folder: {run.folder}")
+    run.progress.say(f"model: {model.source.name}, {total / 1e6:.1f}M parameters, {learning / 1e6:.2f}M of them learn")
+    for note in model.notes:
+        run.progress.say(f"  {note}")
+    packing = "packed" if facts.get("packing") else "sorted by length"
+    run.progress.say(f"rows: {facts.get('rows_kept', 0):,}, {packing}; {facts['precision']} on {facts['device']}")
+
+
+def farewell(run: Run, artifact: Artifact) -> None:
+    """Say where things are and what to do next."""
+    run.progress.say(f"\nartifact: {artifact.folder} ({artifact.kind} {artifact.id[:12]})")
+    run.progress.say(f"report:   {run.folder / 'report.md'}")
+    run.progress.say(f"talk:     python -m largeforge task=chat model={artifact.folder}")
+
+
+def _short(text: str, limit: int = 160) -> str:
+    return text if len(text) <= limit else text[: limit - 1] + "…"
