@@ -89,7 +89,9 @@ def read_artifact(folder: Path, *, kind: str | Sequence[str] | None = None, full
     """
     path = folder / MANIFEST
     if not path.is_file():
-        raise ArtifactError(f"{folder} is no artifact: it holds no {MANIFEST}.", next_step="give the folder that a run left: outputs/<task>/<date>/<time>/artifact")
+        raise ArtifactError(
+            f"{folder} is no artifact: it holds no {MANIFEST}.", next_step="give the folder that a run left: outputs/<task>/<date>/<time>/artifact"
+        )
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
         artifact = _artifact(folder, manifest)

@@ -68,7 +68,9 @@ class Quant(Protocol):
 
 
 class Adapter(Protocol):
-    """Which parameters learn."""
+    """Which parameters learn. Built as `build(config.adapter, seed=...)`, where the seed is of its fresh weights."""
+
+    trains_base: bool  # whether the model's own weights learn: those are then held in fp32
 
     def apply(self, network: PreTrainedModel) -> PreTrainedModel:
         """Return the network to train: same forward contract, `requires_grad` set on what learns; works on meta too."""
@@ -116,8 +118,8 @@ class TokenBatch:
 
     def to(self, device: Any, non_blocking: bool = False) -> TokenBatch:
         """The same batch on another device."""
-        moved = (t.to(device, non_blocking=non_blocking) for t in (self.input_ids_BT, self.position_ids_BT, self.supervised_BT))
-        return TokenBatch(*moved, num_examples=self.num_examples, num_tokens=self.num_tokens)
+        ids, positions, supervised = (t.to(device, non_blocking=non_blocking) for t in (self.input_ids_BT, self.position_ids_BT, self.supervised_BT))
+        return TokenBatch(ids, positions, supervised, num_examples=self.num_examples, num_tokens=self.num_tokens)
 
 
 @dataclass(frozen=True)
@@ -238,6 +240,7 @@ if TYPE_CHECKING:
         """A LightningModule whose training_step is one optimizer step (largeforge/method/base.py)."""
 
         model: LoadedModel
+        network: Any
         optimization: Optimization
 
         def loss(self, batch: Any) -> list[Term]: ...

@@ -36,7 +36,7 @@ class Method(LightningModule):
         self.strict_loading = False
         self.config = config
         self.model = model
-        self.network = model.network
+        self.network: Any = model.network
         self.optimization = Optimization(num_steps=1, schedule="constant", warmup_steps=0, weight_decay=0.0, clip_norm=0.0)
         self.gradient_norm = 0.0
 

@@ -41,7 +41,7 @@ class SupervisedHead:
         if not self.chunked:
             return functional.cross_entropy(self._forward(batch, predicts_BT)[0].float(), targets_N, reduction="sum")
         _, hidden_NH = self._forward(batch, predicts_BT, logits_rows=1)
-        return ChunkedNLL.apply(hidden_NH, self.head.weight, targets_N)  # type: ignore[no-any-return]
+        return ChunkedNLL.apply(hidden_NH, self.head.weight, targets_N)  # type: ignore[no-any-return, no-untyped-call]
 
     def logits(self, batch: TokenBatch) -> Tensor:
         """Return the logits [N, V] that predict the batch's supervised tokens, in the order of `input_ids[supervised]`."""

@@ -31,9 +31,7 @@ class Train:
         quant: Quant = build(config.quant)
         adapter: Adapter = build(config.adapter, seed=config.seed)
         model: LoadedModel = build(config.model, progress=run.progress).load(trainable=True, precision=trainer.precision, quant=quant, adapter=adapter)
-        data: DataModule = build(
-            config.data, tokenizer=model.tokenizer, template=model.template, train_on=config.method.train_on, progress=run.progress
-        )
+        data: DataModule = build(config.data, tokenizer=model.tokenizer, template=model.template, train_on=config.method.train_on, progress=run.progress)
         data.prepare()
         method: Method = build(config.method, model=model)
         engine: Engine = build(config.engine, model=model, progress=run.progress)

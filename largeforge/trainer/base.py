@@ -13,6 +13,7 @@ import warnings
 from typing import Any
 
 import torch
+from lightning.fabric.utilities.warnings import PossibleUserWarning
 from lightning.pytorch import Trainer as Lightning
 
 from largeforge.contract import DataModule, Method, Optimization, StepWindow, Tracker
@@ -21,6 +22,9 @@ from largeforge.trainer.checkpoint import Checkpoints, find_checkpoint, read_ste
 from largeforge.trainer.config import TrainerConfig
 from largeforge.trainer.memory import peak_bytes, reset_peak
 from largeforge.trainer.watch import Watch
+
+# mixed: weights that learn stay fp32, products are taken in the lower precision
+LIGHTNING_PRECISION: dict[str, Any] = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
 
 log = logging.getLogger("largeforge.trainer")
 
@@ -114,8 +118,10 @@ class Trainer:
         begin = time.monotonic()
         try:
             with warnings.catch_warnings():
-                # the loaders are ours and light; Lightning's advice on workers is about others
-                warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+                # advice on number of workers, on a missing validation loader: both are the user's own settings here
+                warnings.simplefilter("ignore", PossibleUserWarning)
+                # Lightning 2.6.6 asks torch 2.13 in a way that torch wants changed
+                warnings.filterwarnings("ignore", message=".*LeafSpec.*", category=FutureWarning)
                 lightning.fit(method, loader, validation, ckpt_path=checkpoint and str(checkpoint / "state.ckpt"), weights_only=True)
         finally:
             watch.close()
@@ -131,7 +137,7 @@ class Trainer:
         return Lightning(
             accelerator=self.device,
             devices=self.config.devices,
-            precision={"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}[self.precision],
+            precision=LIGHTNING_PRECISION[self.precision],
             # one Lightning epoch holds all steps: epochs are ours, a function of (seed, epoch), so that resume is exact
             max_steps=window.num_steps,
             max_epochs=1,
@@ -176,5 +182,3 @@ def quiet(*names: str) -> None:
     """Keep libraries' own greetings out of what the user reads; warnings stay."""
     for name in names:
         logging.getLogger(name).setLevel(logging.WARNING)
-
-

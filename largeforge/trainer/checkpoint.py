@@ -126,7 +126,9 @@ def find_checkpoint(run: Run) -> Path | None:
     if resume != "auto":
         path = Path(resume)
         if not is_artifact(path):
-            raise InputError(f"resume={resume} is no checkpoint.", next_step="resume=auto, or a folder such as outputs/sft/<date>/<time>/checkpoints/step=000100")
+            raise InputError(
+                f"resume={resume} is no checkpoint.", next_step="resume=auto, or a folder such as outputs/sft/<date>/<time>/checkpoints/step=000100"
+            )
         read_artifact(path, kind="checkpoint")
         return path
     paths = sorted((run.folder / "checkpoints").glob("step=*"), reverse=True)
