@@ -54,6 +54,7 @@ class Console:
         """Show a table; cells wrap on a terminal and stay whole in plain text."""
         from rich.console import Console as RichConsole
         from rich.table import Table
+        from rich.text import Text
 
         # no width is asked of a pipe: rich would take 80 and cut what a log should hold whole
         console = RichConsole(file=self.stream, width=None if self.live else 160)
@@ -61,7 +62,8 @@ class Console:
         for column in columns:
             table.add_column(column, overflow="fold")
         for row in rows:
-            table.add_row(*(_cell(value) for value in row))
+            # answers of a model hold brackets: text, never markup
+            table.add_row(*(Text(_cell(value)) for value in row))
         console.print(table)
 
     def _closed(self) -> None:
