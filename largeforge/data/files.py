@@ -1,0 +1,293 @@
+"""Which files a `data.path` means, and the raw records in them, streamed with the place of each. Knows nothing about what a record says.
+
+Importing this loads the standard library only; pyarrow is loaded when a Parquet or Arrow file is read.
+"""
+
+from __future__ import annotations
+
+import csv
+import glob
+import hashlib
+import json
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+from largeforge.artifact import sha256_of
+from largeforge.data.rows import BadRow
+from largeforge.errors import InputError
+
+TEXT_SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv")
+TABLE_SUFFIXES = (".parquet", ".arrow", ".feather")
+SUFFIXES = TEXT_SUFFIXES + TABLE_SUFFIXES
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+_BLOCK_CHARS = 1 << 16
+_TABLE_ROWS = 512
+
+
+@dataclass(frozen=True)
+class Record:
+    """One record as its file gives it.
+
+    Args:
+        value: what stands there; a dict where the file is right.
+        origin: file and line, or file and row number, both counted from 1.
+    """
+
+    value: Any
+    origin: str
+
+
+def is_hub_id(path: str) -> bool:
+    """True for org/name where no such file or folder is near: then a Hub data set is meant."""
+    here = Path(path).expanduser()
+    return bool(_HUB_ID.fullmatch(path)) and not here.exists() and here.suffix not in SUFFIXES and not here.parent.is_dir()
+
+
+def locate(path: str) -> list[Path]:
+    """The files that a path, a folder or a glob means, in the order of their names.
+
+    Raises:
+        InputError: nothing there (with the nearest name), no data file in the folder, an unknown suffix.
+    """
+    here = Path(path).expanduser()
+    if here.is_file():
+        return [_known(here)]
+    if here.is_dir():
+        files = sorted(file for file in here.iterdir() if file.is_file() and file.suffix.lower() in SUFFIXES and not _is_bookkeeping(file))
+        if not files:
+            raise InputError(f"data.path = {path} is a folder with no data file in it (looked for: {', '.join(SUFFIXES)}).", next_step="data.path=FILE")
+        return files
+    if glob.has_magic(path):
+        files = [Path(name) for name in sorted(glob.glob(str(here), recursive=True)) if Path(name).is_file()]
+        if not files:
+            raise InputError(f"data.path = {path} matches no file.", next_step=f"ls {here.parent}")
+        return [_known(file) for file in files]
+    raise _absent(path, here)
+
+
+def records(file: Path) -> Iterator[Record | BadRow]:
+    """Stream the records of one file. Raises InputError where the file as a whole cannot be read."""
+    suffix = file.suffix.lower()
+    if suffix in TEXT_SUFFIXES:
+        _refuse_utf16(file)
+    if suffix in (".jsonl", ".ndjson"):
+        return _jsonl(file)
+    if suffix == ".json":
+        return _json(file)
+    if suffix in (".csv", ".tsv"):
+        return _csv(file, delimiter="\t" if suffix == ".tsv" else ",")
+    return _table(file)
+
+
+def files_hash(files: Sequence[Path]) -> str:
+    """sha256 of the files' bytes, in order; their names and places do not matter."""
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update(f"{file.suffix.lower()} {sha256_of(file)}\n".encode())
+    return digest.hexdigest()
+
+
+# ---- one reader a format ----
+
+
+def _jsonl(file: Path) -> Iterator[Record | BadRow]:
+    with file.open("rb") as stream:
+        for number, line in enumerate(stream, start=1):
+            origin = f"{file}:{number}"
+            if number == 1:
+                line = line.removeprefix(b"\xef\xbb\xbf")
+            if not line.strip():
+                continue
+            if b"\0" in line:
+                yield BadRow(origin, "", "holds NUL bytes: the file was cut off or filled with zeros", "write the file again")
+                continue
+            try:
+                text = line.decode("utf-8")
+            except UnicodeDecodeError as fault:
+                yield BadRow(origin, "", f"is not UTF-8 (byte {line[fault.start]:#04x} at column {fault.start + 1})", _recode(file))
+                continue
+            try:
+                yield Record(json.loads(text), origin)
+            except (ValueError, RecursionError) as fault:
+                yield BadRow(origin, "", f"is no JSON: {_json_fault(fault, text)}", "put one JSON object on each line")
+
+
+def _json(file: Path) -> Iterator[Record | BadRow]:
+    """An array of records, one record, or records one after another; read in blocks, one record in memory at a time."""
+    text = _Window(file)
+    array = text.peek() == "["
+    if array:
+        text.take(1)
+    while (head := text.peek()) != "":
+        if array and head in ",]":
+            text.take(1)
+            continue
+        origin = f"{file}:{text.line}"
+        try:
+            value = text.value()
+        except (ValueError, RecursionError) as fault:
+            yield BadRow(origin, "", f"is no JSON: {fault}", "check the file with: python -m json.tool FILE")
+            return  # where the next record would begin is not known
+        yield Record(value, origin)
+    if text.broken:
+        yield BadRow(f"{file}:{text.line}", "", f"is not UTF-8: {text.broken}", _recode(file))
+
+
+class _Window:
+    """A moving window over a JSON text: decodes one value at a time and counts lines."""
+
+    def __init__(self, file: Path) -> None:
+        self._stream = file.open(encoding="utf-8-sig", newline="")
+        self._decoder = json.JSONDecoder()
+        self._text = ""
+        self.line = 1
+        self.broken = ""
+
+    def peek(self) -> str:
+        """The next character that is not whitespace; "" at the end."""
+        while True:
+            rest = self._text.lstrip()
+            self.take(len(self._text) - len(rest))
+            if rest or not self._more():
+                return rest[:1]
+
+    def take(self, count: int) -> None:
+        self.line += self._text.count("\n", 0, count)
+        self._text = self._text[count:]
+
+    def value(self) -> Any:
+        """Decode the value that begins here, reading on until it is whole. Raises ValueError."""
+        wanted = _BLOCK_CHARS
+        while True:
+            try:
+                value, end = self._decoder.raw_decode(self._text)
+                # A number or word that touches the end of the window may go on in the next block.
+                if end < len(self._text) or not self._more():
+                    self.take(end)
+                    return value
+            except json.JSONDecodeError as fault:
+                # Broken well before the end of what was read is broken for good; near the end it may only be unfinished.
+                unfinished = fault.pos >= len(self._text) - 16 or "Unterminated" in fault.msg
+                if not (unfinished and self._more(wanted)):
+                    line = self.line + self._text.count("\n", 0, fault.pos)
+                    raise ValueError(f"{fault.msg} (line {line})") from fault
+                wanted *= 2  # so that a value of n characters is decoded log n times
+
+    def _more(self, count: int = _BLOCK_CHARS) -> bool:
+        """Read on; False at the end of the file, or where it goes on in no UTF-8."""
+        if self._stream.closed:
+            return False
+        try:
+            block = self._stream.read(count)
+        except UnicodeDecodeError as fault:
+            self.broken = f"byte {fault.object[fault.start]:#04x}"
+            block = ""
+        if not block:
+            self._stream.close()
+        self._text += block
+        return bool(block)
+
+
+def _csv(file: Path, *, delimiter: str) -> Iterator[Record | BadRow]:
+    csv.field_size_limit(max(csv.field_size_limit(), 1 << 27))  # answers longer than the default of 128 KiB are fine
+    # Bytes that are no UTF-8 come through as lone surrogates, so that the row can be named and reading goes on.
+    with file.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as stream:
+        reader = csv.reader(stream, delimiter=delimiter, strict=True)
+        header = next(reader, None)
+        if header is None:
+            return
+        while True:
+            origin = f"{file}:{reader.line_num + 1}"
+            try:
+                cells = next(reader, None)
+            except csv.Error as fault:
+                yield BadRow(origin, "", f"is no CSV: {fault}", "close every quote, and double the quotes inside a field")
+                continue
+            if cells is None:
+                return
+            if not cells:
+                continue
+            if len(cells) != len(header):
+                yield BadRow(
+                    origin, "", f"has {len(cells)} fields; the header has {len(header)} ({', '.join(header)})", "quote fields that hold a comma or a newline"
+                )
+                continue
+            broken = next((name for name, cell in zip(header, cells, strict=True) if any("\udc80" <= char <= "\udcff" for char in cell)), None)
+            if broken is not None:
+                yield BadRow(origin, broken, "is not UTF-8", _recode(file))
+                continue
+            yield Record(dict(zip(header, cells, strict=True)), origin)
+
+
+def _table(file: Path) -> Iterator[Record | BadRow]:
+    """Parquet, or Arrow's file and stream formats (Feather and `datasets` among them)."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    number = 0
+    try:
+        if file.suffix.lower() == ".parquet":
+            batches = pq.ParquetFile(file).iter_batches(batch_size=_TABLE_ROWS)
+        else:
+            source = pa.memory_map(str(file))
+            try:
+                reader = pa.ipc.open_file(source)
+                batches = (reader.get_batch(index) for index in range(reader.num_record_batches))
+            except pa.ArrowInvalid:
+                source.seek(0)
+                batches = iter(pa.ipc.open_stream(source))
+        for batch in batches:
+            for start in range(0, batch.num_rows, _TABLE_ROWS):
+                for value in batch.slice(start, _TABLE_ROWS).to_pylist():
+                    number += 1
+                    yield Record(value, f"{file} row {number}")
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as fault:
+        raise InputError(f"{file} cannot be read as {file.suffix[1:]}, after {number} rows: {fault}", next_step="write the file again") from fault
+
+
+# ---- saying what is wrong ----
+
+
+def _known(file: Path) -> Path:
+    if file.suffix.lower() not in SUFFIXES:
+        raise InputError(f"{file} is of an unknown kind (allowed: {', '.join(SUFFIXES)}).", next_step="rename the file for what it holds, or convert it")
+    if file.stat().st_size == 0:
+        raise InputError(f"{file} is empty.", next_step="give a file with rows: data.path=FILE")
+    return file
+
+
+def _absent(path: str, here: Path) -> InputError:
+    folder = here.parent
+    while not folder.is_dir() and folder != folder.parent:
+        folder = folder.parent
+    names = sorted(file.name for file in folder.iterdir() if file.is_dir() or file.suffix.lower() in SUFFIXES)
+    near = get_close_matches(here.name, names, n=1, cutoff=0.5)
+    shown = near or names[:5]
+    message = f"data.path = {path}: no such file; in {folder.resolve() if str(folder) == '.' else folder}: {', '.join(shown) or 'no data file'}."
+    return InputError(message, next_step=f"data.path={folder / near[0]}" if near else "data.path=FILE, a glob in quotes, or a Hub data set (org/name)")
+
+
+def _refuse_utf16(file: Path) -> None:
+    with file.open("rb") as stream:
+        head = stream.read(4)
+    if head[:2] in (b"\xff\xfe", b"\xfe\xff"):
+        raise InputError(f"{file} is UTF-16; rows must be UTF-8.", next_step=f"iconv -f UTF-16 -t UTF-8 {file} > {file.stem}.utf8{file.suffix}")
+
+
+def _recode(file: Path) -> str:
+    return f"iconv -f LATIN1 -t UTF-8 {file.name} > {file.stem}.utf8{file.suffix} (where it is Latin-1)"
+
+
+def _json_fault(fault: Exception, text: str) -> str:
+    if isinstance(fault, json.JSONDecodeError):
+        return f"{fault.msg} at column {fault.colno} ({text[max(0, fault.pos - 12) : fault.pos + 12].strip()!r})"
+    return str(fault)
+
+
+def _is_bookkeeping(file: Path) -> bool:
+    """Files that `datasets` and LargeForge leave beside the rows."""
+    return file.name in ("state.json", "dataset_info.json", "dataset_dict.json", "manifest.json", "proof.json") or file.name.startswith((".", "cache-"))

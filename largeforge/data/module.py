@@ -1,0 +1,275 @@
+"""From checked rows to steps of token batches: what every kind of chat data shares.
+
+Knows nothing about files or formats. A source plugs in by deriving from `RowsModule` and giving its rows:
+
+    class Demo(RowsModule):
+        def __init__(self, config: DemoConfig, *, tokenizer=None, template=None, train_on="answer", progress=None) -> None:
+            super().__init__(config, tokenizer=tokenizer, template=template, train_on=train_on, progress=progress)
+
+        def rows(self) -> Iterator[ChatRow | BadRow]:       # streamed, the same ones in the same order at every call
+            for number, messages in enumerate(...):
+                yield ChatRow(messages=(Message("user", wish), Message("assistant", command)), origin=f"demo row {number + 1}")
+
+        def fingerprint(self) -> str:                       # changes whenever the rows would change
+            return sha256_of_everything_that_decides_the_rows
+
+        @property
+        def source(self) -> Reference:
+            return Reference(kind="data", name="demo", sha256=self.fingerprint())
+
+        def heldout(self) -> list[Example]: ...
+
+Everything else (`prepare`, `num_rows`, `facts`, `train_steps`, `validation_batches`, `shapes`, `sample`) stands here. A source
+with validation rows of its own overrides `validation_rows` too; a share of `rows()` is set aside by the base.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, Any, Literal
+
+from largeforge.contract import BatchShape, Reference, StepWindow, TokenBatch, TokenizedRow
+from largeforge.data.cache import CacheEntry, TokenTable, cache_key, code_hash, tokenizer_hash
+from largeforge.data.lint import token_facts
+from largeforge.data.mask import ChatTokenizer
+from largeforge.data.rows import BadRow, BadRows, ChatRow
+from largeforge.data.steps import MicroBatches, Steps, compare, loader, step_shapes
+from largeforge.data.tokens import RowTokenizer, fill, is_validation
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from largeforge.chat import Example
+    from largeforge.contract import Progress
+    from largeforge.data.config import DataConfig
+
+
+class RowsModule:
+    """Rows of chat as a DataModule (largeforge/contract.py); a source derives from it.
+
+    Args:
+        config: of the data.
+        tokenizer: None where rows are only counted.
+        template: chat template in use; None takes the tokenizer's own.
+        train_on: "answer" or "all".
+        progress: shows the tokenizing.
+    """
+
+    def __init__(
+        self,
+        config: DataConfig,
+        *,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        template: str | None = None,
+        train_on: Literal["answer", "all"] = "answer",
+        progress: Progress | None = None,
+    ) -> None:
+        self.config = config
+        self.tokenizer = tokenizer
+        self.template = template
+        self.train_on = train_on
+        self.progress = progress
+        self._facts: dict[str, Any] = {}
+        self._entry: CacheEntry | None = None
+
+    # ---- what a source gives ----
+
+    def rows(self) -> Iterator[ChatRow | BadRow]:
+        """Stream the rows, the same ones in the same order at every call."""
+        raise NotImplementedError
+
+    def fingerprint(self) -> str:
+        """sha256 of everything that decides `rows` and `validation_rows`."""
+        raise NotImplementedError
+
+    @property
+    def source(self) -> Reference:
+        """The training rows."""
+        raise NotImplementedError
+
+    def heldout(self) -> list[Example]:
+        """Rows no training row is drawn from; empty where the source has none."""
+        return []
+
+    def validation_rows(self) -> Iterator[ChatRow | BadRow] | None:
+        """Rows to validate on; None sets the share `data.validation` of `rows` aside."""
+        return None
+
+    @property
+    def skips_bad_rows(self) -> bool:
+        """Whether bad rows are left out; otherwise they end the run."""
+        return False
+
+    # ---- DataModule ----
+
+    def prepare(self) -> None:
+        """Read, check, lint and tokenize into the cache, or find it there. Raises RowError with every bad row's place."""
+        if self._facts:
+            return
+        if self.tokenizer is None:
+            self._facts = self._count()
+            return
+        chat = ChatTokenizer(self.tokenizer, self.template)
+        key = cache_key(
+            {
+                "rows": self.fingerprint(),
+                "validation": str(self.config.validation),
+                "skip": self.skips_bad_rows,
+                "tokenizer": tokenizer_hash(self.tokenizer),
+                "template": chat.template,
+                "train_on": self.train_on,
+                "max_length": self.config.max_length,
+                "code": code_hash(),
+            }
+        )
+        entry = CacheEntry.at(key)
+        facts = entry.facts()
+        hit = facts is not None
+        if facts is None:
+            facts = self._tokenize(entry, chat)
+        self._entry = entry
+        self._facts = {**facts, "cache_key": key, "cache_hit": hit, "packing": self.config.packing, "train_on": self.train_on}
+        self._tell()
+
+    @property
+    def num_rows(self) -> int:
+        """Training rows that are kept."""
+        self.prepare()
+        return int(self._facts["num_rows"])
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What is known about the rows; `packing` is the choice made once steps or shapes have been asked for."""
+        self.prepare()
+        return dict(self._facts)
+
+    def train_steps(self, window: StepWindow) -> Iterable[list[TokenBatch]]:
+        """A DataLoader of whole optimizer steps, from `window.start_step` on."""
+        if self.config.num_workers:
+            # Tokenizing has used the tokenizer's threads; workers are forked but never tokenize, so its warning means nothing.
+            os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+        return loader(self._steps(window), range(window.start_step, window.num_steps), num_workers=self.config.num_workers)
+
+    def validation_batches(self, micro_batch_size: int) -> Iterable[list[TokenBatch]] | None:
+        """A DataLoader over the validation rows, longest first, one padded micro-batch in a list each; None where there are none."""
+        table = self._table("validation")
+        if not len(table):
+            return None
+        batches = MicroBatches(table, micro_batch_size, self._pad_id)
+        return loader(batches, range(len(batches)), num_workers=self.config.num_workers)
+
+    def shapes(self, window: StepWindow) -> Iterator[list[BatchShape]]:
+        """The shapes of what `train_steps` would yield, from lengths alone."""
+        return step_shapes(self._steps(window))
+
+    def sample(self, count: int) -> list[TokenizedRow]:
+        """The first training rows, as they are trained on."""
+        table = self._table("train")
+        return [table.row(index) for index in range(min(count, len(table)))]
+
+    def bad_rows(self) -> Iterator[str]:
+        """Every row that was left out, one JSON object a line: origin, field, message, mend."""
+        self.prepare()
+        if self._entry is not None:
+            with (self._entry.folder / "bad_rows.jsonl").open(encoding="utf-8") as lines:
+                yield from (line.rstrip("\n") for line in lines)
+
+    # ---- inside ----
+
+    def _tokenize(self, entry: CacheEntry, chat: ChatTokenizer) -> dict[str, Any]:
+        tokenizer = RowTokenizer(chat, token_facts(chat), train_on=self.train_on, max_length=self.config.max_length)
+        draft = entry.draft()
+        bar = self.progress.bar("tokenizing", total=self.expected_rows(), unit="rows") if self.progress else SilentBar()
+        try:
+            facts = fill(
+                draft,
+                rows=self.rows(),
+                validation_rows=self.validation_rows(),
+                share=self._share,
+                tokenizer=tokenizer,
+                skip=self.skips_bad_rows,
+                bar=bar,
+            )
+            entry.seal(draft, facts)
+        finally:
+            bar.close()
+            shutil.rmtree(draft, ignore_errors=True)
+        return facts
+
+    def expected_rows(self) -> int | None:
+        """Rows that will be read, for a progress bar; None where that is not known without reading."""
+        return None
+
+    def _count(self) -> dict[str, Any]:
+        """Read and check without a tokenizer: nothing is known about tokens then."""
+        bad, rows_in, kept, validation = BadRows(), 0, 0, 0
+        for row in self.rows():
+            rows_in += 1
+            if isinstance(row, BadRow):
+                bad.add(row)
+            elif is_validation(row, self._share):
+                validation += 1
+            else:
+                kept += 1
+        for row in self.validation_rows() or ():
+            rows_in += 1
+            if isinstance(row, BadRow):
+                bad.add(row)
+            else:
+                validation += 1
+        if bad.count and not (self.skips_bad_rows and kept):
+            raise bad.error(rows_in)
+        return {
+            "rows_in": rows_in,
+            "rows_kept": kept + validation,
+            "rows_bad": bad.count,
+            "bad_rows": [str(row) for row in bad.shown],
+            "num_rows": kept,
+            "num_validation_rows": validation,
+        }
+
+    def _steps(self, window: StepWindow) -> Steps:
+        table = self._table("train")
+        fills = compare(table.lengths, window, width=self.config.max_length)
+        packing = fills.packing if self.config.packing == "auto" else bool(self.config.packing)
+        self._facts.update(packing=packing, fill_packed=round(fills.packed, 4), fill_sorted=round(fills.length_sorted, 4))
+        return Steps(table, window, self.config.max_length, packing, self._pad_id)
+
+    def _table(self, name: str) -> TokenTable:
+        self.prepare()
+        if self._entry is None:
+            raise RuntimeError("tokens were asked for, but no tokenizer was given")
+        return self._entry.table(name)
+
+    @property
+    def _share(self) -> float:
+        return 0.0 if isinstance(self.config.validation, str) else self.config.validation
+
+    @property
+    def _pad_id(self) -> int:
+        pad = None if self.tokenizer is None else self.tokenizer.pad_token_id
+        return 0 if pad is None else int(pad)
+
+    def _tell(self) -> None:
+        if self.progress is None:
+            return
+        facts = self._facts
+        if facts["rows_bad"]:
+            self.progress.say(f"{facts['rows_bad']} of {facts['rows_in']} rows left out; the first: {facts['bad_rows'][0]}")
+        if facts["prompts_differ"]:
+            self.progress.say(
+                f"{facts['prompts_differ']} of {facts['prompts_checked']} prompts get other token ids alone than before their answer: "
+                "the chat template ends its generation prompt where the tokenizer would go on."
+            )
+
+
+class SilentBar:
+    """A bar that nobody looks at."""
+
+    def advance(self, count: int = 1, **fields: Any) -> None:
+        """Count nothing."""
+
+    def close(self) -> None:
+        """Nothing to close."""
