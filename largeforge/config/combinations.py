@@ -1,0 +1,196 @@
+"""Combinations that make no sense though each value is valid alone, and files that a config names but nobody has.
+
+Each rule reads plain values and speaks only where all of its values are there and valid. Imports no part.
+"""
+
+from __future__ import annotations
+
+import glob
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from largeforge.config.finding import Finding
+from largeforge.config.nearest import nearest
+from largeforge.config.yaml_file import read_yaml
+
+if TYPE_CHECKING:
+    from largeforge.config.compose import Setter
+
+DATA_SUFFIXES = (".jsonl", ".json", ".csv", ".parquet", ".arrow", ".txt")
+DEVICES = Path(__file__).resolve().parent.parent / "plan" / "devices.yaml"
+
+
+class _NotThere(Exception):
+    """A value that is missing or wrong by itself: the rule has nothing to say."""
+
+
+class _View:
+    """Plain values by dotted path; what is missing or told already ends the rule that asks."""
+
+    def __init__(self, values: dict[str, Any], bad: set[str]) -> None:
+        self._values = values
+        self._bad = bad
+
+    def __getitem__(self, path: str) -> Any:
+        node: Any = self._values
+        walked = ""
+        for part in path.split("."):
+            walked = f"{walked}.{part}" if walked else part
+            if walked in self._bad or not isinstance(node, dict) or part not in node:
+                raise _NotThere(path)
+            node = node[part]
+        return node
+
+    def has(self, path: str) -> bool:
+        try:
+            self[path]
+        except _NotThere:
+            return False
+        return True
+
+
+Rule = Callable[[_View], "tuple[str, str, str] | None"]
+"""(key at fault, why, mend) or None."""
+
+
+class File:
+    """Looks at the disk; absent where a config is only composed, not run."""
+
+    def problem(self, path: str, *, kind: str) -> str | None:
+        """Return what is wrong with a path that is surely local, None where it is there or may be a Hub id."""
+        if any(letter in path for letter in "*?["):
+            return None if glob.glob(str(Path(path).expanduser()), recursive=True) else "no file matches"
+        place = Path(path).expanduser()
+        if place.exists():
+            return None
+        local = path.startswith(("/", "./", "../", "~")) or path.count("/") > 1 or (kind == "data" and (path.endswith(DATA_SUFFIXES) or "/" not in path))
+        if not local:
+            return None
+        folder = place.parent
+        if not folder.is_dir():
+            return f"no such file; there is no folder {folder}"
+        names = sorted(name.name for name in folder.iterdir() if kind != "data" or name.name.endswith(DATA_SUFFIXES))
+        near = nearest(place.name, names)
+        shown_names = [near] if near else names[:5]
+        return f"no such file; in this folder: {', '.join(shown_names)}" if shown_names else "no such file"
+
+
+def problems_of(
+    values: dict[str, Any], *, bad: set[str], origin: Callable[[str], str], setter: Callable[[str], Setter | None], files: File | None
+) -> Iterator[Finding]:
+    """Yield what makes no sense together.
+
+    Args:
+        values: plain values.
+        bad: paths that were told already.
+        origin: dotted path -> who set it.
+        setter: dotted path -> its last setter.
+        files: looks at the disk; None does not.
+    """
+    view = _View(values, bad)
+    for rule in RULES:
+        try:
+            found = rule(view)
+        except _NotThere:
+            continue
+        if found is not None:
+            key, why, mend = found
+            last = setter(key)
+            yield Finding(key, view[key], why, origin(key), mend, last.word if last and mend.startswith(f"{key}=") else "")
+    if files is not None:
+        yield from _files(view, files, origin, setter)
+
+
+def _micro_batch(view: _View) -> tuple[str, str, str] | None:
+    micro, batch = view["trainer.micro_batch_size"], view["trainer.batch_size"]
+    if micro > batch and view["data.packing"] is False:
+        return "trainer.micro_batch_size", f"at most trainer.batch_size, which is {batch}", f"trainer.micro_batch_size={batch}"
+    return None
+
+
+def _batch_over_devices(view: _View) -> tuple[str, str, str] | None:
+    batch, devices = view["trainer.batch_size"], view["trainer.devices"]
+    if batch < devices:
+        return "trainer.batch_size", f"at least one row for each of {devices} devices", f"trainer.batch_size={devices}"
+    return None
+
+
+def _keep_best(view: _View) -> tuple[str, str, str] | None:
+    if view["trainer.checkpoint.keep_best"] > 0 and _no_validation(view):
+        return "trainer.checkpoint.keep_best", "needs validation rows: set data.validation (0.02, or a path)", "data.validation=0.02"
+    return None
+
+
+def _early_stopping(view: _View) -> tuple[str, str, str] | None:
+    if view["trainer.early_stopping.patience"] > 0 and _no_validation(view):
+        return "trainer.early_stopping.patience", "needs validation rows: set data.validation (0.02, or a path)", "data.validation=0.02"
+    return None
+
+
+def _early_stopping_steps(view: _View) -> tuple[str, str, str] | None:
+    if view["trainer.early_stopping.patience"] > 0 and view["trainer.validate_every_steps"] == 0:
+        return "trainer.early_stopping.patience", "needs validations on the way: set trainer.validate_every_steps", "trainer.validate_every_steps=50"
+    return None
+
+
+def _no_validation(view: _View) -> bool:
+    share = view["data.validation"]
+    return share == 0 or share == ""
+
+
+def _fp16_on_cpu(view: _View) -> tuple[str, str, str] | None:
+    if view["trainer.precision"] == "fp16" and str(view["trainer._target_"]).endswith(".CPU"):
+        return "trainer.precision", "fp16 trains on a GPU; on trainer=cpu one of: auto, fp32, bf16", "trainer.precision=auto"
+    return None
+
+
+def _context(view: _View) -> tuple[str, str, str] | None:
+    longest, context = view["data.max_length"], view["model.shape.max_position_embeddings"]
+    if longest > context:
+        return "data.max_length", f"at most {context}, the longest context of this model", f"data.max_length={context}"
+    return None
+
+
+def _heads(view: _View) -> tuple[str, str, str] | None:
+    heads, groups = view["model.shape.num_attention_heads"], view["model.shape.num_key_value_heads"]
+    if heads % groups:
+        return "model.shape.num_key_value_heads", f"a divisor of num_attention_heads, which is {heads}", "model.shape.num_key_value_heads=1"
+    return None
+
+
+def _device(view: _View) -> tuple[str, str, str] | None:
+    plan = view["plan"]
+    if isinstance(plan, str) and DEVICES.is_file():
+        names = sorted(read_yaml(DEVICES).values)
+        if plan not in names:
+            near = nearest(plan, [*names, "true", "false"])
+            return "plan", f"true, false, or a device: {', '.join(names)}", f"plan={near}" if near else "plan=true"
+    return None
+
+
+RULES: tuple[Rule, ...] = (
+    _micro_batch,
+    _batch_over_devices,
+    _keep_best,
+    _early_stopping,
+    _early_stopping_steps,
+    _fp16_on_cpu,
+    _context,
+    _heads,
+    _device,
+)
+
+
+def _files(view: _View, files: File, origin: Callable[[str], str], setter: Callable[[str], Setter | None]) -> Iterator[Finding]:
+    for key, kind in (("data.path", "data"), ("data.validation", "data"), ("model.path", "model")):
+        if not view.has(key):
+            continue
+        value = view[key]
+        for path in value if isinstance(value, list) else [value]:
+            why = files.problem(path, kind=kind) if isinstance(path, str) and path else None
+            if why:
+                near = why.rpartition(": ")[2] if why.startswith("no such file; in this folder: ") and "," not in why else ""
+                mend = f"{key}={Path(path).parent / near}" if near and not isinstance(value, list) else ""
+                last = setter(key)
+                yield Finding(key, path, why, origin(key), mend, last.word if last and mend else "")

@@ -1,0 +1,263 @@
+"""Every touch of `hydra._internal`, in one place: the grammar of values, the order of defaults lists, and sweeps.
+
+Hydra decides which files a config is made of and in which order they win; merging, origins and checking are ours. Knows
+nothing about typed configs. tests/config/test_hydra_seam.py pins the private names it relies on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+from hydra import version
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.config_repository import ConfigRepository, IConfigRepository
+from hydra._internal.config_search_path_impl import ConfigSearchPathImpl
+from hydra._internal.defaults_list import OverrideMetadata, Overrides, _create_defaults_list
+from hydra._internal.grammar.utils import escape_special_characters
+from hydra.core.default_element import GroupDefault, InputDefault, ResultDefault
+from hydra.core.object_type import ObjectType
+from hydra.core.override_parser.types import Override, OverrideType, Quote, QuotedString, ValueType
+from hydra.errors import HydraException
+from hydra.plugins.config_source import ConfigResult, ConfigSource
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf, open_dict
+
+version.setbase("1.3")
+
+CompositionFault = (HydraException, ValueError, RecursionError, AssertionError)
+
+
+# ---- values ----
+
+
+@dataclass(frozen=True)
+class ReadValue:
+    """A value as Hydra's grammar reads it, and how it must be written for Hydra to read it again."""
+
+    value: Any
+    sweep: tuple[str, ...] | None
+    interval: bool
+    line: str
+
+
+def read_value(text: str, *, multirun: bool) -> ReadValue:
+    """Read the right side of `key=...`; what the grammar refuses is text."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    quoted = QuotedString(text, Quote.single).with_quotes()
+    try:
+        override = OverridesParser.create().parse_override(f"key={text}")
+    except (HydraException, ValueError):
+        return ReadValue(text, None, False, quoted)
+    if not override.is_sweep_override():
+        return ReadValue(override.value(), None, False, text)
+    if not multirun:
+        return ReadValue(text, None, False, quoted)
+    if override.is_discrete_sweep():
+        if override.value_type == ValueType.GLOB_CHOICE_SWEEP:
+            return ReadValue(text, (), False, text)
+        return ReadValue(text, tuple(str(item) for item in override.sweep_string_iterator()), False, text)
+    ends = cast(Any, override.value())
+    return ReadValue(text, (f"{ends.start}", f"{ends.end}"), True, text)
+
+
+# ---- the order of files ----
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """What the repository gives Hydra of one file: its package and its defaults list; the values stay with us."""
+
+    package: str | None
+    defaults: list[Any]
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One file in the order that files win, later over earlier.
+
+    Args:
+        config_path: "model/nano", "recipe/x", "config".
+        package: where it stands in the config; "" is the root.
+    """
+
+    config_path: str
+    package: str
+
+
+@dataclass(frozen=True)
+class Order:
+    """The files of one config.
+
+    Args:
+        choices: group -> choice, for every group in use; "model@teacher" where a group is used twice.
+        unused: group -> (choice, the file that asked for it; None is the command line) for groups the task does not have.
+    """
+
+    layers: list[Layer]
+    choices: dict[str, str | None]
+    unused: dict[str, tuple[str, str | None]]
+
+
+class _Choices(Overrides):
+    """Hydra's table of chosen choices, filled from plain values."""
+
+    def __init__(self, chosen: Mapping[str, str | None]) -> None:
+        self.override_choices = dict(chosen)
+        self.override_metadata = {key: OverrideMetadata(external_override=True) for key in chosen}
+        self.append_group_defaults = []
+        self.config_overrides = []
+        self.deletions = {}
+        self.known_choices = {}
+        self.known_choices_per_group = {}
+
+    def add_override(self, parent_config_path: str, default: GroupDefault) -> None:
+        """Take `override /benchmark: x` of conf/data/demo.yaml as the root's group, not as one below `data`."""
+        key = default.get_override_key() if default.package is not None else default.get_group_path()
+        if key not in self.override_choices:
+            self.override_choices[key] = default.value
+            self.override_metadata[key] = OverrideMetadata(
+                external_override=False, containing_config_path=parent_config_path, relative_key=default.get_relative_override_key()
+            )
+
+
+class _Repository(IConfigRepository):
+    """Answers Hydra from a function, so that unknown and broken files are ours to tell."""
+
+    def __init__(self, load: Callable[[str], Loaded | None], is_group: Callable[[str], bool]) -> None:
+        self._load = load
+        self._is_group = is_group
+        self._cache: dict[str, ConfigResult | None] = {}
+        self._reader = ConfigRepository.__new__(ConfigRepository)
+
+    def load_config(self, config_path: str) -> ConfigResult | None:
+        if config_path not in self._cache:
+            loaded = self._load(config_path)
+            if loaded is None:
+                self._cache[config_path] = None
+            else:
+                result = ConfigResult("largeforge", config_path, OmegaConf.create({}), {"package": loaded.package})
+                result.defaults_list = self._reader._create_defaults_list(config_path, OmegaConf.create(loaded.defaults))
+                self._cache[config_path] = result
+        return self._cache[config_path]
+
+    def group_exists(self, config_path: str) -> bool:
+        return self._is_group(config_path)
+
+    def config_exists(self, config_path: str) -> bool:
+        return self.load_config(config_path) is not None
+
+    def get_group_options(self, group_name: str, results_filter: ObjectType | None = ObjectType.CONFIG) -> list[str]:
+        return []
+
+    def get_sources(self) -> list[ConfigSource]:
+        return []
+
+    def get_schema_source(self) -> ConfigSource:
+        raise NotImplementedError("values are merged by LargeForge, which has no schema source")
+
+    def initialize_sources(self, config_search_path: Any) -> None:
+        raise NotImplementedError("files are found by LargeForge")
+
+
+def order_files(chosen: Mapping[str, str | None], *, load: Callable[[str], Loaded | None], is_group: Callable[[str], bool]) -> Order:
+    """Let Hydra unfold the root's defaults list.
+
+    Args:
+        chosen: group -> choice, as the command line says.
+        load: "model/nano" -> what the file says; None where there is no such file and none to stand in for it.
+        is_group: whether a word is a group.
+
+    Raises:
+        one of CompositionFault: a defaults list that Hydra cannot unfold.
+    """
+    repository = _Repository(load, is_group)
+    preset: dict[str, str | None] = {}
+    for _ in range(4):
+        choices = _Choices({**preset, **chosen})
+        results, _tree = _create_defaults_list(repository, "config", choices, prepend_hydra=False, skip_missing=True)
+        late = {
+            key: choices.override_choices[key]
+            for key, meta in choices.override_metadata.items()
+            if not meta.used and not meta.external_override and key in choices.known_choices and key not in preset
+        }
+        if not late:
+            break
+        # a choice overrides a group that stands after it in the task's list: say so from the start
+        preset.update(cast("dict[str, str | None]", late))
+    layers = [_layer(result) for result in results]
+    unused = {
+        key: (str(choices.override_choices[key]), meta.containing_config_path)
+        for key, meta in choices.override_metadata.items()
+        if not meta.used and key not in choices.known_choices
+    }
+    known = dict(reversed(choices.known_choices.items()))
+    return Order(layers, known, unused)
+
+
+def _layer(result: ResultDefault) -> Layer:
+    return Layer(result.config_path or "", result.package or "")
+
+
+# ---- sweeps ----
+
+
+class SweepLoader(ConfigLoaderImpl):
+    """Hydra's loader with our composition inside: what sweeper, launchers and joblib workers call."""
+
+    def __init__(self, compose_values: Callable[[Sequence[str], bool], dict[str, Any]]) -> None:
+        path = ConfigSearchPathImpl()
+        path.append("hydra", "pkg://hydra.conf")
+        path.append("schema", "structured://")
+        super().__init__(path)
+        self._compose_values = compose_values
+
+    def _load_configuration_impl(
+        self, config_name: str | None, overrides: list[str], run_mode: RunMode, from_shell: bool = True, validate_sweep_overrides: bool = True
+    ) -> DictConfig:
+        hydras = [word for word in overrides if _is_hydras(word)]
+        own = [word for word in overrides if not _is_hydras(word)]
+        config = super()._load_configuration_impl(None, hydras, RunMode.RUN, from_shell, False)
+        values = self._compose_values(own, run_mode == RunMode.MULTIRUN)
+        with open_dict(config):
+            for key, value in values.items():
+                config[key] = value
+            config.hydra.overrides.task = own
+            config.hydra.job.name = "largeforge"
+        return config
+
+
+def _is_hydras(word: str) -> bool:
+    return word.lstrip("+~").startswith(("hydra.", "hydra/"))
+
+
+def hydra_node(words: Sequence[str]) -> DictConfig:
+    """Compose Hydra's own settings, plugins' included."""
+    from hydra.core.plugins import Plugins
+
+    Plugins.instance()
+    return SweepLoader(lambda _words, _sweep: {}).load_configuration(None, list(words), RunMode.RUN)
+
+
+def run_sweep(
+    words: Sequence[str], *, hydra_words: Sequence[str], compose_values: Callable[[Sequence[str], bool], dict[str, Any]], job: Callable[[Any], Any]
+) -> Any:
+    """Run `job` for every point, with Hydra's sweeper and launcher.
+
+    Args:
+        words: settings, values quoted where Hydra's grammar needs it.
+        hydra_words: hydra/launcher=..., hydra/sweeper=..., and their keys.
+        compose_values: composes one point; must be picklable, as must `job`.
+        job: gets the composed values of a point; HydraConfig holds its number and settings.
+    """
+    from hydra._internal.hydra import Hydra
+    from hydra.core.plugins import Plugins
+
+    Plugins.instance()
+    hydra = Hydra(task_name="largeforge", config_loader=SweepLoader(compose_values))
+    return hydra.multirun(config_name=None, task_function=job, overrides=[*hydra_words, *words], with_log_configuration=False)
+
+
+__all__ = ["CompositionFault", "GroupDefault", "InputDefault", "Layer", "Loaded", "Order", "Override", "OverrideType", "escape_special_characters", "hydra_node", "order_files", "read_value", "run_sweep"]

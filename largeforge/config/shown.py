@@ -1,0 +1,58 @@
+"""A composed config as text: YAML for `--cfg`, and where every value was set for `--origins`. Secrets are masked."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from largeforge.config.check import check
+from largeforge.config.command_line import read_flags
+from largeforge.config.compose import Composition, gather, leaves
+from largeforge.config.finding import config_error, show
+
+
+def config_text(argv: Sequence[str], which: str) -> str:
+    """Return the config that a command line composes, as YAML.
+
+    Args:
+        argv: the command line.
+        which: "job" (ours), "hydra" (sweeper, launcher), or "all".
+
+    Raises:
+        ConfigError: it does not pass the check.
+    """
+    shown: dict[str, Any] = {}
+    if which != "job":
+        from omegaconf import OmegaConf
+
+        from largeforge.config.hydra_seam import hydra_node
+
+        words = [word for word in read_flags(argv).words if word.startswith(("hydra.", "hydra/"))]
+        argv = [word for word in argv if word not in words]
+        shown["hydra"] = OmegaConf.to_container(hydra_node(words).hydra, resolve=False)
+    if which != "hydra":
+        shown = {**_checked(argv)[1], **shown}
+    return as_yaml(shown)
+
+
+def origins_text(argv: Sequence[str]) -> str:
+    """Return one line per value: key, value, and who set it."""
+    composition, values = _checked(argv)
+    rows = [(".".join(path), show(value), composition.origin(".".join(path))) for path, value in leaves(values)]
+    left = max(len(f"{key} = {value}") for key, value, _ in rows)
+    return "".join(f"{f'{key} = {value}':<{left}}   {origin}\n" for key, value, origin in rows)
+
+
+def as_yaml(values: dict[str, Any]) -> str:
+    """Write plain values as YAML, keys in their own order."""
+    import yaml
+
+    return str(yaml.dump(values, Dumper=getattr(yaml, "CSafeDumper", yaml.SafeDumper), sort_keys=False, allow_unicode=True, width=120))
+
+
+def _checked(argv: Sequence[str]) -> tuple[Composition, dict[str, Any]]:
+    composition = gather(read_flags(argv))
+    config, values, findings = check(composition)
+    if findings or config is None:
+        raise config_error(findings, words=argv)
+    return composition, values
