@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
-    from lightning.pytorch import LightningModule
     from lightning.pytorch.loggers import Logger
     from torch import Tensor
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -234,20 +233,21 @@ class Optimization:
     clip_norm: float
 
 
-if TYPE_CHECKING:
+class Method(Protocol):
+    """A LightningModule whose training_step is one optimizer step (largeforge/method/base.py)."""
 
-    class Method(LightningModule):
-        """A LightningModule whose training_step is one optimizer step (largeforge/method/base.py)."""
+    model: LoadedModel
+    network: Any
+    optimization: Optimization
 
-        model: LoadedModel
-        network: Any
-        optimization: Optimization
+    def loss(self, batch: Any) -> list[Term]:
+        """Return the terms of the loss of one micro-batch, each a sum over its own unit."""
 
-        def loss(self, batch: Any) -> list[Term]: ...
+    def weights(self, batch: Any) -> dict[str, int]:
+        """Return how many units each term sums over; no forward pass."""
 
-        def weights(self, batch: Any) -> dict[str, int]: ...
-
-        def export(self, folder: Path) -> str: ...
+    def export(self, folder: Path) -> str:
+        """Write the trained model as Hugging Face files; return the artifact's kind."""
 
 
 class Trainer(Protocol):

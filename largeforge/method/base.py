@@ -58,10 +58,11 @@ class Method(LightningModule):
         optimizer.zero_grad()
         totals = self._totals(batches)
         means = self.backward_through(batches, totals)
+        rate = optimizer.param_groups[0]["lr"]
         optimizer.step()
         scheduler: Any = self.lr_schedulers()
         scheduler.step()
-        return {**means, "gradient_norm": self.gradient_norm}
+        return {**means, "gradient_norm": self.gradient_norm, "learning_rate": rate}
 
     def backward_through(self, batches: Sequence[TokenBatch], totals: dict[str, float]) -> dict[str, Tensor]:
         """Accumulate the gradient of the whole step; `totals` are weights over all micro-batches and ranks."""

@@ -68,7 +68,9 @@ class SupervisedHead:
         one = TokenBatch(batch.input_ids_BT[:1, :2], batch.position_ids_BT[:1, :2], batch.supervised_BT[:1, :2], num_examples=1, num_tokens=2)
         first_BT = torch.zeros_like(predicts_BT[:1, :2])
         first_BT[0, 0] = True
-        logits, hidden = self._forward(one, first_BT)
+        # a resumed run asks this again: what dropout draws here must not shift what it draws in training
+        with torch.random.fork_rng():
+            logits, hidden = self._forward(one, first_BT)
         return bool(torch.equal(logits, self.head(hidden).to(logits.dtype)))
 
 

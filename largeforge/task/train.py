@@ -36,6 +36,7 @@ class Train:
         method: Method = build(config.method, model=model)
         engine: Engine = build(config.engine, model=model, progress=run.progress)
         benchmark: Benchmark = build(config.benchmark)
+        data.shapes(trainer.window(data.num_rows, seed=config.seed))  # settles packing=auto, which the lock records
         facts = {"device": trainer.device, "precision": trainer.precision, **data.facts}
         write_lock(run.folder / "recipe.lock.yaml", run.composed, sources=[model.source, data.source], template=model.template, facts=facts)
         tell(run, model, facts)
@@ -89,16 +90,18 @@ def compare(run: Run, benchmark: Benchmark, examples: list[Example], before: Sco
     """Show and record both scores, and some held-out prompts answered before and after."""
     if before is None or after is None:
         return []
-    for name, value in before.metrics.items():
-        run.measure(**{f"{name}_before": value, f"{name}_after": after.metrics[name]})
+    names = [name for name in before.metrics if name != "num_rows"]
+    for name in names:
+        run.measure(**{f"{name}_before": before.metrics[name], f"{name}_after": after.metrics[name]})
+    run.measure(heldout_rows=float(len(before.answers)))
     columns = ("prompt", "expected", "before", "after", "right", "note")
     rows = [
         (example.prompt[-1].content, example.answer, _short(old), _short(new), "yes" if right else "no", example.note)
-        for example, old, new, right in zip(examples, before.answers, after.answers, after.correct, strict=True)
+        for example, old, new, right in zip(examples, before.answers, after.answers, after.correct, strict=False)
     ]
     shown = rows[: benchmark.config.show]
     run.progress.table("Held-out prompts", columns, shown)
-    scores = [(name, f"{value:.1%}", f"{after.metrics[name]:.1%}", len(examples)) for name, value in before.metrics.items()]
+    scores = [(name.replace("_", " "), f"{before.metrics[name]:.1%}", f"{after.metrics[name]:.1%}", len(before.answers)) for name in names]
     run.progress.table("Before and after", ("metric", "before", "after", "held-out rows"), scores)
     return [Section("Before and after", ("metric", "before", "after", "held-out rows"), scores), Section("Held-out prompts", columns, rows)]
 

@@ -52,13 +52,15 @@ class Watch(Callback):
         self.losses.append(loss)
         self.num_supervised += supervised
         self.seconds += seconds
-        rate = trainer.optimizers[0].param_groups[0]["lr"]
+        rate = float(outputs["learning_rate"])
         memory = resident_bytes(self._device)
         self.bar.advance(1, loss=loss, lr=rate, tokens_per_s=supervised / seconds, memory=f"{memory / 2**30:.2f} GiB")
         if step % self.config.log_every_steps == 0 or step == trainer.max_steps:
             metrics = {"loss": loss, "learning_rate": rate, "gradient_norm": float(outputs["gradient_norm"])}
             metrics |= {"supervised_tokens": float(supervised), "tokens_per_s": supervised / seconds, "memory_bytes": float(memory)}
             self._log(trainer, step, metrics)
+        if step == trainer.max_steps:
+            trainer.should_stop = True  # which makes Lightning validate once more, after the last step
 
     def on_validation_end(self, trainer: Lightning, pl_module: LightningModule) -> None:
         loss = float(pl_module.validation_loss)  # type: ignore[arg-type]
