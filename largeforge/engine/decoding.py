@@ -1,0 +1,141 @@
+"""One batch of prompts, answered token by token on any causal LM of transformers.
+
+Knows token ids only: nothing about templates, text or requests. Rows that have ended leave the batch.
+Shapes: B rows still answering, T positions so far, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+KEEP_SHARE = 0.75  # the cache is cut to the rows still answering once fewer than this share of it are
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """How one row's tokens are chosen.
+
+    Args:
+        max_tokens: tokens at most, >= 1.
+        temperature: 0 is greedy.
+        top_p: nucleus, in (0, 1].
+        top_k: candidates; 0 is all.
+        seed: of the draw.
+    """
+
+    max_tokens: int
+    temperature: float = 0.0
+    top_p: float = 1.0
+    top_k: int = 0
+    seed: int = 0
+
+
+class Decoding:
+    """A batch under way. Call `step` under inference_mode until `done`.
+
+    Args:
+        network: in eval mode.
+        prompts: token ids of each row, none empty.
+        drawings: how each row's tokens are chosen.
+        ends: tokens that end an answer; they are not part of it.
+    """
+
+    def __init__(self, network: PreTrainedModel, prompts: Sequence[Sequence[int]], drawings: Sequence[Drawing], ends: frozenset[int]) -> None:
+        from transformers import DynamicCache
+
+        self.network = network
+        self.drawings = drawings
+        self.ends = ends
+        self.answers: list[list[int]] = [[] for _ in prompts]
+        self.ended_by: list[str | None] = [None for _ in prompts]
+        self._rows = list(range(len(prompts)))  # batch row -> prompt
+        self._generators = [torch.Generator(network.device).manual_seed(drawing.seed) if drawing.temperature > 0 else None for drawing in drawings]
+        self._forward_arguments = {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(_base(network).forward).parameters else {}
+        self._cache: Any = DynamicCache(config=_base(network).config)
+        longest = max(map(len, prompts))
+        pads = [longest - len(prompt) for prompt in prompts]
+        filler = next(iter(ends), 0)
+        self._input_ids_BT = torch.tensor([[filler] * pad + list(prompt) for pad, prompt in zip(pads, prompts, strict=True)], device=network.device)
+        self._mask_BT = torch.tensor([[0] * pad + [1] * (longest - pad) for pad in pads], device=network.device)
+        self._positions_BT = (self._mask_BT.cumsum(1) - 1).clamp(min=0)
+
+    @property
+    def done(self) -> bool:
+        return not self._rows
+
+    def step(self) -> list[tuple[int, int]]:
+        """Compute one token for every row still answering; return (prompt, token) for those that go on their answers."""
+        logits_BV = self._logits()
+        tokens = self._choose(logits_BV)
+        said, staying = [], []
+        for place, (row, token) in enumerate(zip(self._rows, tokens, strict=True)):
+            if self.ended_by[row] is not None:
+                continue
+            if token in self.ends:
+                self.ended_by[row] = "stop"
+                continue
+            self.answers[row].append(token)
+            said.append((row, token))
+            if len(self.answers[row]) >= self.drawings[row].max_tokens:
+                self.ended_by[row] = "length"
+            else:
+                staying.append(place)
+        self._go_on(tokens, staying)
+        return said
+
+    def _logits(self) -> Tensor:
+        out = self.network(
+            input_ids=self._input_ids_BT,
+            attention_mask=self._mask_BT,
+            position_ids=self._positions_BT,
+            past_key_values=self._cache,
+            use_cache=True,
+            **self._forward_arguments,
+        )
+        logits_BV: Tensor = out.logits[:, -1]
+        return logits_BV
+
+    def _choose(self, logits_BV: Tensor) -> list[int]:
+        tokens: list[int] = logits_BV.argmax(-1).tolist()
+        for place, row in enumerate(self._rows):
+            generator = self._generators[row]
+            if generator is not None and self.ended_by[row] is None:
+                tokens[place] = draw(logits_BV[place], self.drawings[row], generator)
+        return tokens
+
+    def _go_on(self, tokens: list[int], staying: list[int]) -> None:
+        """Make the next step's input; drop the rows that have ended when enough of them have."""
+        kept = staying if len(staying) < KEEP_SHARE * len(self._rows) or not staying else list(range(len(self._rows)))
+        if len(kept) < len(self._rows):
+            places = torch.tensor(kept, device=self._mask_BT.device, dtype=torch.long)
+            if kept:
+                self._cache.batch_select_indices(places)
+            self._mask_BT, self._positions_BT = self._mask_BT[places], self._positions_BT[places]
+        self._rows = [self._rows[place] for place in kept]
+        self._input_ids_BT = torch.tensor([[tokens[place]] for place in kept], device=self._mask_BT.device)
+        self._mask_BT = torch.cat([self._mask_BT, self._mask_BT.new_ones(len(kept), 1)], dim=1)
+        self._positions_BT = self._positions_BT[:, -1:] + 1
+
+
+def draw(logits_V: Tensor, drawing: Drawing, generator: torch.Generator) -> int:
+    """Draw one token: temperature first, then the top_k likeliest, then the nucleus of top_p."""
+    logits_V = logits_V.float() / drawing.temperature
+    candidates = min(drawing.top_k or logits_V.numel(), logits_V.numel())
+    scores, ids = logits_V.topk(candidates)
+    chances = scores.softmax(-1)
+    before = chances.cumsum(-1) - chances  # what the likelier tokens hold together: the first one is always kept
+    chances = torch.where(before < drawing.top_p, chances, 0.0)
+    return int(ids[torch.multinomial(chances, 1, generator=generator)])
+
+
+def _base(network: PreTrainedModel) -> Any:
+    return network.get_base_model() if hasattr(network, "peft_config") else network  # type: ignore[operator]

@@ -1,0 +1,126 @@
+"""hf: transformers in this process, in padded batches; also in the middle of training, on the network that is being trained.
+
+Knows prompts and answers; where the model came from, and what an answer is for, is other parts' business.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from largeforge.chat import Answer, ChatRequest, Delta, Usage
+from largeforge.engine.config import HFConfig
+from largeforge.engine.decoding import Decoding, Drawing
+from largeforge.engine.prompt import answer_ends, prompt_ids
+from largeforge.errors import InputError
+
+if TYPE_CHECKING:
+    from largeforge.contract import LoadedModel, Progress
+
+WINDOW_BATCHES = 4  # requests are sorted by length within so many batches: answers still come while others are asked
+
+
+class HF:
+    """Answers requests in padded batches, greedy or sampled.
+
+    Args:
+        config: batch size, and how answers are drawn where nobody says.
+        model: the network may be adapted, and in training mode: it is put into eval mode while it answers, and back.
+        progress: not used; every engine is given it.
+    """
+
+    def __init__(self, config: HFConfig, *, model: LoadedModel, progress: Progress | None = None) -> None:
+        if model.tokenizer is None:
+            raise InputError("An engine needs a tokenizer, and this model came without one.")
+        self.config = config
+        self.network = model.network
+        self.tokenizer = model.tokenizer
+        self.template = model.template
+        self.ends = answer_ends(model)
+        self.context = int(getattr(self.network.config, "max_position_embeddings", 0)) or None
+
+    def answers(self, requests: Sequence[ChatRequest]) -> Iterator[Answer]:
+        """Answer in the order asked. Raises InputError, before any work, for a prompt that is longer than the context."""
+        prompts = [self._prompt(request, number) for number, request in enumerate(requests)]
+        size = self.config.batch_size
+        for start in range(0, len(requests), size * WINDOW_BATCHES):
+            window = sorted(range(start, min(start + size * WINDOW_BATCHES, len(requests))), key=lambda number: len(prompts[number]))
+            ready: dict[int, Answer] = {}
+            waiting = start
+            for first in range(0, len(window), size):
+                numbers = window[first : first + size]
+                found = self._batch([prompts[number] for number in numbers], [requests[number] for number in numbers])
+                ready.update(zip(numbers, found, strict=True))
+                while waiting in ready:
+                    yield ready.pop(waiting)
+                    waiting += 1
+
+    def stream(self, request: ChatRequest) -> Iterator[Delta]:
+        """Answer one request as it comes: pieces of text that join to the whole, then one with the reason and the usage."""
+        prompt = self._prompt(request, 0)
+        decoding = Decoding(self.network, [prompt], [self._drawing(request, prompt)], self.ends)
+        shown = ""
+        with evaluating(self.network):
+            while not decoding.done:
+                with self._computing():
+                    decoding.step()
+                text = self._text(decoding.answers[0])
+                if decoding.done or not text.endswith("\ufffd"):  # a character whose bytes are not all there yet
+                    piece, shown = text[len(shown) :], text
+                    if piece:
+                        yield Delta(piece)
+        reason = decoding.ended_by[0]
+        yield Delta("", finish_reason="length" if reason == "length" else "stop", usage=Usage(len(prompt), len(decoding.answers[0])))
+
+    def _batch(self, prompts: list[list[int]], requests: list[ChatRequest]) -> list[Answer]:
+        drawings = [self._drawing(request, prompt) for request, prompt in zip(requests, prompts, strict=True)]
+        with evaluating(self.network), self._computing():
+            decoding = Decoding(self.network, prompts, drawings, self.ends)
+            while not decoding.done:
+                decoding.step()
+        return [
+            Answer(self._text(ids), "length" if reason == "length" else "stop", Usage(len(prompt), len(ids)))
+            for prompt, ids, reason in zip(prompts, decoding.answers, decoding.ended_by, strict=True)
+        ]
+
+    def _prompt(self, request: ChatRequest, number: int) -> list[int]:
+        ids = prompt_ids(self.tokenizer, self.template, request)
+        if self.context is not None and len(ids) >= self.context:
+            raise InputError(
+                f"Prompt {number + 1} has {len(ids):,} tokens; this model reads {self.context:,}, the answer included.",
+                next_step="shorten the prompt or the conversation (/reset in task=chat), or choose a model with a longer context",
+            )
+        return ids
+
+    def _drawing(self, request: ChatRequest, prompt: list[int]) -> Drawing:
+        room = request.max_tokens if self.context is None else min(request.max_tokens, self.context - len(prompt))
+        return Drawing(room, request.temperature, request.top_p, request.top_k, request.seed)
+
+    def _text(self, ids: list[int]) -> str:
+        text: Any = self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        return str(text)
+
+    def _computing(self) -> AbstractContextManager[Any]:
+        """No gradients; and where an fp32 adapter stands beside half-precision weights, half-precision arithmetic for both."""
+        stack = ExitStack()
+        stack.enter_context(torch.inference_mode())
+        dtypes = {parameter.dtype for parameter in self.network.parameters() if parameter.is_floating_point()}
+        half = dtypes & {torch.bfloat16, torch.float16}
+        if half and len(dtypes) > 1:
+            stack.enter_context(torch.autocast(self.network.device.type, dtype=half.pop()))
+        return stack
+
+
+@contextmanager
+def evaluating(network: torch.nn.Module) -> Iterator[None]:
+    """Put a network into eval mode while the block runs, and every module back into the mode it was in."""
+    training = [module for module in network.modules() if module.training]
+    network.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
