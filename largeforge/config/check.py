@@ -199,13 +199,11 @@ class _Check:
 
     def _tell(self, error: Any, values: dict[str, Any], prefix: str, told: set[str]) -> None:
         kind = error["type"]
-        loc = [part for part in error["loc"]]
+        loc = list(error["loc"])
         parts: list[str] = []
         node: Any = values
         for position, part in enumerate(loc):
-            if isinstance(node, dict) and part in node:
-                node = node[part]
-            elif isinstance(node, list) and isinstance(part, int) and part < len(node):
+            if isinstance(node, dict) and part in node or isinstance(node, list) and isinstance(part, int) and part < len(node):
                 node = node[part]
             elif not (kind == "missing" and position == len(loc) - 1):
                 continue
@@ -262,7 +260,9 @@ class _Check:
             group, choice = other
             leaf = path[len(group) + 1 :]
             now = self.it.choices.get(group)
-            self.findings.append(Finding(path, value, f"{group}={now} has no {leaf}, {group}={choice} has: add {group}={choice}", origin, f"{group}={choice}" if word else ""))
+            self.findings.append(
+                Finding(path, value, f"{group}={now} has no {leaf}, {group}={choice} has: add {group}={choice}", origin, f"{group}={choice}" if word else "")
+            )
             return
         candidates = [key for key, known in self.keys.items() if known.part is None or isinstance(value, (str, dict))]
         near = nearest_key(path, candidates)

@@ -136,7 +136,7 @@ def _early_stopping_steps(view: _View) -> tuple[str, str, str] | None:
 
 def _no_validation(view: _View) -> bool:
     share = view["data.validation"]
-    return share == 0 or share == ""
+    return bool(share == 0 or share == "")
 
 
 def _fp16_on_cpu(view: _View) -> tuple[str, str, str] | None:

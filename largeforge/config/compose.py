@@ -36,12 +36,14 @@ class Setter:
         origin: file:line, "command line" or an environment variable.
         text: as written, where it was a scalar.
         word: the setting on the command line, else "".
+        comment: what stands beside it in its file.
     """
 
     value: Any
     origin: str
     text: str | None = None
     word: str = ""
+    comment: str = ""
 
 
 @dataclass
@@ -168,7 +170,9 @@ class _Gathering:
             it.findings.append(Finding(word, "", f"no setting: write key=value{f'; nearest: {near}' if near else ''}", COMMAND_LINE, near or "", word))
         elif setting.sign == "~":
             why = f"a group cannot be removed; {'choose none' if 'none' in self.library.choices(key) else 'choose another'}"
-            it.findings.append(Finding(word, setting.text or "", why if self.library.is_group(key) else "a key cannot be removed; give it a value", COMMAND_LINE, "", word))
+            it.findings.append(
+                Finding(word, setting.text or "", why if self.library.is_group(key) else "a key cannot be removed; give it a value", COMMAND_LINE, "", word)
+            )
         elif key.split(".")[0] == "hydra" or key.startswith("hydra/"):
             if not self.multirun and not it.flags.multirun:
                 it.findings.append(Finding(key, setting.text, "Hydra's own settings matter only to sweeps: add -m", COMMAND_LINE, "", word))
@@ -181,9 +185,7 @@ class _Gathering:
         else:
             values.append(([part for part in re.split(r"[.\[\]]+", key) if part], setting))
 
-    def _choose(
-        self, key: str, group: str, package: str, setting: Setting, chosen: dict[str, str | None], values: list[tuple[list[str], Setting]]
-    ) -> None:
+    def _choose(self, key: str, group: str, package: str, setting: Setting, chosen: dict[str, str | None], values: list[tuple[list[str], Setting]]) -> None:
         text = setting.text or ""
         name = setting.value if isinstance(setting.value, str) else text
         self.chosen_by[key] = setting
@@ -217,7 +219,14 @@ class _Gathering:
             culprit = self.given.get(f"recipe/{recipe}") or self.library.file_of(f"recipe/{recipe}") if recipe else None
             word = self.chosen_by["recipe"].word if "recipe" in self.chosen_by else ""
             self.it.findings.append(
-                Finding("recipe" if culprit else "defaults", recipe or "", f"its defaults cannot be unfolded: {reason}", shown(culprit) if culprit else COMMAND_LINE, "", word)
+                Finding(
+                    "recipe" if culprit else "defaults",
+                    recipe or "",
+                    f"its defaults cannot be unfolded: {reason}",
+                    shown(culprit) if culprit else COMMAND_LINE,
+                    "",
+                    word,
+                )
             )
             self.it.unsound.add("")
             rest = {key: value for key, value in chosen.items() if key == "task"}
@@ -375,7 +384,7 @@ class _Gathering:
 
     def _note(self, there: tuple[str, ...], value: Any, here: tuple[str, ...], file: YamlFile) -> None:
         origin = f"{shown(file.path)}:{file.lines.get(here, 1)}"
-        self.it.setters.setdefault(".".join(there), []).append(Setter(value, origin, file.texts.get(here)))
+        self.it.setters.setdefault(".".join(there), []).append(Setter(value, origin, file.texts.get(here), comment=file.comment(here)))
 
     def _settings_file(self) -> None:
         path = user_folder() / "settings.yaml"

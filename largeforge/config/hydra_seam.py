@@ -15,10 +15,9 @@ from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.config_repository import ConfigRepository, IConfigRepository
 from hydra._internal.config_search_path_impl import ConfigSearchPathImpl
 from hydra._internal.defaults_list import OverrideMetadata, Overrides, _create_defaults_list
-from hydra._internal.grammar.utils import escape_special_characters
-from hydra.core.default_element import GroupDefault, InputDefault, ResultDefault
+from hydra.core.default_element import GroupDefault, ResultDefault
 from hydra.core.object_type import ObjectType
-from hydra.core.override_parser.types import Override, OverrideType, Quote, QuotedString, ValueType
+from hydra.core.override_parser.types import Quote, QuotedString, ValueType
 from hydra.errors import HydraException
 from hydra.plugins.config_source import ConfigResult, ConfigSource
 from hydra.types import RunMode
@@ -52,7 +51,8 @@ def read_value(text: str, *, multirun: bool) -> ReadValue:
     except (HydraException, ValueError):
         return ReadValue(text, None, False, quoted)
     if not override.is_sweep_override():
-        return ReadValue(override.value(), None, False, text)
+        value = override.value()
+        return ReadValue(value, None, False, quoted if isinstance(value, str) and value == text else text)
     if not multirun:
         return ReadValue(text, None, False, quoted)
     if override.is_discrete_sweep():
@@ -205,59 +205,71 @@ def _layer(result: ResultDefault) -> Layer:
 
 
 class SweepLoader(ConfigLoaderImpl):
-    """Hydra's loader with our composition inside: what sweeper, launchers and joblib workers call."""
+    """Hydra's loader for sweeps: Hydra's own settings only. A job composes its own config, with our `compose`."""
 
-    def __init__(self, compose_values: Callable[[Sequence[str], bool], dict[str, Any]]) -> None:
+    def __init__(self) -> None:
         path = ConfigSearchPathImpl()
         path.append("hydra", "pkg://hydra.conf")
         path.append("schema", "structured://")
         super().__init__(path)
-        self._compose_values = compose_values
 
     def _load_configuration_impl(
         self, config_name: str | None, overrides: list[str], run_mode: RunMode, from_shell: bool = True, validate_sweep_overrides: bool = True
     ) -> DictConfig:
-        hydras = [word for word in overrides if _is_hydras(word)]
-        own = [word for word in overrides if not _is_hydras(word)]
-        config = super()._load_configuration_impl(None, hydras, RunMode.RUN, from_shell, False)
-        values = self._compose_values(own, run_mode == RunMode.MULTIRUN)
+        config = super()._load_configuration_impl(None, [word for word in overrides if is_hydras(word)], RunMode.RUN, from_shell, False)
         with open_dict(config):
-            for key, value in values.items():
-                config[key] = value
-            config.hydra.overrides.task = own
+            config.hydra.overrides.task = [word for word in overrides if not is_hydras(word)]
             config.hydra.job.name = "largeforge"
         return config
 
 
-def _is_hydras(word: str) -> bool:
+def is_hydras(word: str) -> bool:
+    """True for a setting of Hydra's own: hydra/launcher=joblib, hydra.launcher.n_jobs=2."""
     return word.lstrip("+~").startswith(("hydra.", "hydra/"))
 
 
-def hydra_node(words: Sequence[str]) -> DictConfig:
-    """Compose Hydra's own settings, plugins' included."""
+def hydra_settings(words: Sequence[str]) -> dict[str, Any]:
+    """Compose Hydra's own settings, those of installed plugins included. Raises one of CompositionFault."""
     from hydra.core.plugins import Plugins
 
     Plugins.instance()
-    return SweepLoader(lambda _words, _sweep: {}).load_configuration(None, list(words), RunMode.RUN)
+    config = SweepLoader().load_configuration(None, list(words), RunMode.RUN)
+    return cast("dict[str, Any]", OmegaConf.to_container(config.hydra, resolve=False))
 
 
-def run_sweep(
-    words: Sequence[str], *, hydra_words: Sequence[str], compose_values: Callable[[Sequence[str], bool], dict[str, Any]], job: Callable[[Any], Any]
-) -> Any:
+def run_sweep(words: Sequence[str], *, hydra_words: Sequence[str], job: Callable[[Any], Any]) -> Any:
     """Run `job` for every point, with Hydra's sweeper and launcher.
 
     Args:
         words: settings, values quoted where Hydra's grammar needs it.
         hydra_words: hydra/launcher=..., hydra/sweeper=..., and their keys.
-        compose_values: composes one point; must be picklable, as must `job`.
-        job: gets the composed values of a point; HydraConfig holds its number and settings.
+        job: picklable; called once a point, while `current_point` tells which.
     """
     from hydra._internal.hydra import Hydra
     from hydra.core.plugins import Plugins
 
     Plugins.instance()
-    hydra = Hydra(task_name="largeforge", config_loader=SweepLoader(compose_values))
+    hydra = Hydra(task_name="largeforge", config_loader=SweepLoader())
     return hydra.multirun(config_name=None, task_function=job, overrides=[*hydra_words, *words], with_log_configuration=False)
 
 
-__all__ = ["CompositionFault", "GroupDefault", "InputDefault", "Layer", "Loaded", "Order", "Override", "OverrideType", "escape_special_characters", "hydra_node", "order_files", "read_value", "run_sweep"]
+def current_point() -> tuple[int, list[str]]:
+    """Return number and settings of the point that runs now, text quoted so that it reads the same again."""
+    from hydra.core.hydra_config import HydraConfig
+
+    node = HydraConfig.get()
+    return int(node.job.num), [_requoted(str(word)) for word in node.overrides.task]
+
+
+def matching(pattern: str, names: Sequence[str]) -> list[str]:
+    """Return the names that a glob(...) of the command line means."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    override = OverridesParser.create().parse_override(f"key={pattern}")
+    return list(cast(Any, override.value()).filter(list(names)))
+
+
+def _requoted(word: str) -> str:
+    key, _, text = word.partition("=")
+    value = read_value(text, multirun=False).value
+    return f"{key}={QuotedString(value, Quote.single).with_quotes()}" if isinstance(value, str) and not value.replace("-", "_").isidentifier() else word

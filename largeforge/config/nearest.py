@@ -69,7 +69,7 @@ def nearest_key(path: str, keys: Iterable[str]) -> str | None:
 def _shared(a: str, b: str) -> int:
     """Letters that two words have in common at their beginning."""
     count = 0
-    for x, y in zip(a, b):
+    for x, y in zip(a, b, strict=False):
         if x != y:
             break
         count += 1

@@ -124,3 +124,14 @@ def shown(path: Path) -> str:
         return f"~/{full.relative_to(Path.home()).as_posix()}"
     except ValueError:
         return str(full)
+
+
+def first_comment(text: str) -> str:
+    """Return the first comment line of a YAML file that is no `# @...` header: what help says about a choice."""
+    for line in text.splitlines():
+        if not line.startswith("#"):
+            return ""
+        inner = line.lstrip("#").strip()
+        if not inner.startswith("@"):
+            return inner
+    return ""

@@ -35,7 +35,14 @@ def refuse(file: YamlFile, *, recipe: bool) -> tuple[dict[str, Any], list[Any], 
 
     for keyword, (value, line) in file.header.items():
         if not (keyword == "package" and value == "_global_" and recipe):
-            findings.append(Finding(f"# @{keyword}", value, "a recipe stands at the root; it may not choose its package" if recipe else "a choice may not choose its package", f"{name}:{line}"))
+            findings.append(
+                Finding(
+                    f"# @{keyword}",
+                    value,
+                    "a recipe stands at the root; it may not choose its package" if recipe else "a choice may not choose its package",
+                    f"{name}:{line}",
+                )
+            )
     values = {key: value for key, value in file.values.items() if key != "defaults"}
     for key in list(values):
         word = str(key)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from largeforge.config.check import check
 from largeforge.config.command_line import read_flags
 from largeforge.config.compose import Composition, gather, leaves
 from largeforge.config.finding import config_error, show
+from largeforge.config.hydra_seam import is_hydras
 
 
 def config_text(argv: Sequence[str], which: str) -> str:
@@ -23,13 +25,9 @@ def config_text(argv: Sequence[str], which: str) -> str:
     """
     shown: dict[str, Any] = {}
     if which != "job":
-        from omegaconf import OmegaConf
+        from largeforge.config.sweep import composed_hydra
 
-        from largeforge.config.hydra_seam import hydra_node
-
-        words = [word for word in read_flags(argv).words if word.startswith(("hydra.", "hydra/"))]
-        argv = [word for word in argv if word not in words]
-        shown["hydra"] = OmegaConf.to_container(hydra_node(words).hydra, resolve=False)
+        shown["hydra"] = composed_hydra(read_flags(argv).words)
     if which != "hydra":
         shown = {**_checked(argv)[1], **shown}
     return as_yaml(shown)
@@ -51,7 +49,8 @@ def as_yaml(values: dict[str, Any]) -> str:
 
 
 def _checked(argv: Sequence[str]) -> tuple[Composition, dict[str, Any]]:
-    composition = gather(read_flags(argv))
+    flags = read_flags(argv)
+    composition = gather(replace(flags, words=tuple(word for word in flags.words if not is_hydras(word))) if flags.cfg == "all" else flags)
     config, values, findings = check(composition)
     if findings or config is None:
         raise config_error(findings, words=argv)

@@ -8,11 +8,13 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
 import yaml
+
+from largeforge.config.places import first_comment
 
 _HEADER = re.compile(r"^\s*#\s*@(\S+)\s*(.*?)\s*$")
 _NODES_AT_MOST = 5_000
@@ -50,12 +52,16 @@ class YamlFile:
     title: str = ""
     broken: Broken | None = None
 
+    @cached_property
+    def rows(self) -> list[str]:
+        return self.text.splitlines()
+
     def comment(self, path: Path_) -> str:
         """Return the comment that stands on a key's line."""
         line = self.lines.get(path)
         if line is None:
             return ""
-        found = re.search(r"(?:^|\s)#\s*(.*)$", self.text.splitlines()[line - 1])
+        found = re.search(r"(?:^|\s)#\s*(.*)$", self.rows[line - 1])
         return found.group(1).strip() if found else ""
 
 
@@ -63,16 +69,6 @@ def read_yaml(path: Path) -> YamlFile:
     """Read a file; the same file is parsed once as long as it does not change."""
     stat = path.stat()
     return _read(path, stat.st_mtime_ns, stat.st_size)
-
-
-def first_comment(text: str) -> str:
-    """Return the first comment line that is no `# @...` header."""
-    for line in text.splitlines():
-        if not line.startswith("#"):
-            return ""
-        if not _HEADER.match(line):
-            return line.lstrip("#").strip()
-    return ""
 
 
 @lru_cache(maxsize=512)
