@@ -11,7 +11,7 @@ import json
 import os
 import shutil
 import uuid
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -174,28 +174,44 @@ class CacheEntry:
 
     def draft(self) -> Path:
         """A fresh folder beside this one, to fill and then to `seal`."""
-        folder = self.folder.with_name(f".{self.folder.name}.{os.getpid()}.{uuid.uuid4().hex[:8]}")
+        for left in self.folder.parent.glob(f".{self.folder.name}.*"):  # by a process that was killed
+            if not _alive(int(left.name.split(".")[2])):
+                shutil.rmtree(left, ignore_errors=True)
+        folder = self._beside()
         folder.mkdir(parents=True)
         return folder
 
     def seal(self, draft: Path, facts: dict[str, Any]) -> None:
         """Record the facts and put a filled draft in place; where another process was first, its entry stays."""
-        sizes = {path.name: path.stat().st_size for path in sorted(draft.iterdir())}
+        files = sorted(draft.iterdir())
+        for file in files:
+            with file.open("rb") as stream:
+                os.fsync(stream.fileno())
+        sizes = {file.name: file.stat().st_size for file in files}
         write_atomically(draft / FACTS, json.dumps({"facts": facts, "sizes": sizes}, indent=2, sort_keys=True) + "\n")
-        if self.facts() is None:
-            shutil.rmtree(self.folder, ignore_errors=True)  # a damaged entry
         try:
             os.replace(draft, self.folder)
-        except OSError:
-            if self.facts() is None:
-                raise
-            shutil.rmtree(draft)
+        except OSError:  # something stands there already
+            if self.facts() is None:  # a damaged entry: out of the way with it
+                damaged = self._beside()
+                os.replace(self.folder, damaged)
+                os.replace(draft, self.folder)
+                shutil.rmtree(damaged, ignore_errors=True)
+            else:
+                shutil.rmtree(draft)
 
     def table(self, name: str) -> TokenTable:
         return TokenTable(self.folder / f"{name}.arrow")
 
+    def _beside(self) -> Path:
+        return self.folder.with_name(f".{self.folder.name}.{os.getpid()}.{uuid.uuid4().hex[:8]}")
 
-def write_lines(path: Path, lines: Iterable[str]) -> None:
-    """Write lines as they come."""
-    with path.open("w", encoding="utf-8") as stream:
-        stream.writelines(f"{line}\n" for line in lines)
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # somebody else's
+        return True
+    return True

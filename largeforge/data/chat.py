@@ -8,12 +8,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from largeforge.chat import Example
 from largeforge.contract import Reference
-from largeforge.data.files import Record, files_hash, is_hub_id, locate, records
-from largeforge.data.formats import BadField, Format, detect, explain_unknown, read_messages
+from largeforge.data.files import Record, count_rows, files_hash, is_hub_id, locate, records
+from largeforge.data.formats import BadField, Format, detect, explain_unknown, kind, read_messages
 from largeforge.data.hub import HubRows
 from largeforge.data.module import RowsModule
 from largeforge.data.rows import BadRow, ChatRow
+from largeforge.data.tokens import is_validation
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -55,9 +57,20 @@ class Chat(RowsModule):
         """The files or the Hub data set, with the hash of the bytes."""
         return Reference(kind="data", name=", ".join(self._paths), revision=self.config.revision or "", sha256=self._rows_hash)
 
-    @property
-    def skips_bad_rows(self) -> bool:
-        return self.config.on_bad_row == "skip"
+    def heldout(self) -> list[Example]:
+        """The validation rows as questions: every turn before the last answer, and that answer."""
+        if isinstance(self.config.validation, str):
+            rows = self._read([self.config.validation])
+        else:
+            share = self.config.validation
+            rows = (row for row in self.rows() if isinstance(row, ChatRow) and is_validation(row, share)) if share else iter(())
+        return [_example(row) for row in rows if isinstance(row, ChatRow)]
+
+    def expected_rows(self) -> int | None:
+        """Rows of every source, where each is quick to count."""
+        counts = [len(source) if isinstance(source, HubRows) else count_rows(source) for source in self._sources(self._paths)]
+        known = None if None in counts else sum(count for count in counts if count is not None)
+        return known if known is None or self.config.limit is None else min(known, self.config.limit)
 
     # ---- inside ----
 
@@ -81,16 +94,20 @@ class Chat(RowsModule):
         return HubRows(path, split=self.config.split, revision=self.config.revision)
 
     def _read(self, paths: list[str]) -> Iterator[ChatRow | BadRow]:
-        sources: list[HubRows | Path] = []
-        for path in paths:  # every path is looked up before the first row is read
-            sources.extend([self._hub(path)] if is_hub_id(path) else locate(path))
-        for source in sources:
+        for source in self._sources(paths):
             found = False
             for row in self._checked(source.records() if isinstance(source, HubRows) else records(source)):
                 found = True
                 yield row
             if not found:
                 yield BadRow(str(source.name if isinstance(source, HubRows) else source), "", "holds no rows", "give a file with rows")
+
+    def _sources(self, paths: list[str]) -> list[HubRows | Path]:
+        """Every file and data set that is meant, looked up before the first row is read."""
+        sources: list[HubRows | Path] = []
+        for path in paths:
+            sources.extend([self._hub(path)] if is_hub_id(path) else locate(path))
+        return sources
 
     def _checked(self, source: Iterable[Record | BadRow]) -> Iterator[ChatRow | BadRow]:
         """Detect the format on the first record that shows one, then read every record in it."""
@@ -100,7 +117,7 @@ class Chat(RowsModule):
                 yield item
                 continue
             if not isinstance(item.value, dict):
-                yield BadRow(item.origin, "", f"is a {type(item.value).__name__}; an object with fields is needed")
+                yield BadRow(item.origin, "", f"is {kind(item.value)}; an object with fields is needed")
                 continue
             layout = layout or detect(item.value)
             yield _row(item.value, item.origin, layout)
@@ -121,3 +138,8 @@ def _row(record: dict[str, Any], origin: str, layout: Format | None) -> ChatRow 
         return ChatRow(read_messages(record, layout), origin)
     except BadField as fault:
         return BadRow(origin, fault.field, fault.message)
+
+
+def _example(row: ChatRow) -> Example:
+    last = max(index for index, message in enumerate(row.messages) if message.role == "assistant")
+    return Example(prompt=row.messages[:last], answer=row.messages[last].content, note=row.origin)

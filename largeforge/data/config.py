@@ -13,9 +13,7 @@ class DataConfig(PartConfig):
     """What all rows of chat have in common."""
 
     max_length: PositiveInt = Field(description="Longest row in tokens; also the width of a packed row.")
-    packing: Literal["auto"] | bool = Field(
-        description="Put several rows into one: true, false, or auto, which compares how full both ways would be."
-    )
+    packing: Literal["auto"] | bool = Field(description="Put several rows into one: true, false, or auto, which compares how full both ways would be.")
     validation: str | Fraction = Field(description="Validation rows: a path, or the share of the rows to set aside (0 is none).")
     num_workers: NonNegativeInt = Field(description="Processes that make batches ahead; 0 makes them in the main process.")
 
@@ -24,9 +22,7 @@ class ChatConfig(DataConfig):
     """Rows of chat from files or a Hub data set."""
 
     path: str | list[str] = Field(description="File, glob, list of both, or a Hub data set (org/name).")
-    format: Literal["auto", "messages", "sharegpt", "alpaca", "prompt_completion"] = Field(
-        description="How a row says who spoke; auto looks at its fields."
-    )
+    format: Literal["auto", "messages", "sharegpt", "alpaca", "prompt_completion"] = Field(description="How a row says who spoke; auto looks at its fields.")
     split: str = Field(description="Split of a Hub data set.")
     revision: str | None = Field(description="Revision of a Hub data set; null is the newest.")
     on_bad_row: Literal["error", "skip"] = Field(description="error tells every bad row and stops; skip counts and lists them.")

@@ -9,6 +9,7 @@ import csv
 import glob
 import hashlib
 import json
+import os
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -91,6 +92,22 @@ def files_hash(files: Sequence[Path]) -> str:
     return digest.hexdigest()
 
 
+def count_rows(file: Path) -> int | None:
+    """Rows of a file where that is quick to know: lines of JSONL, the metadata of Parquet; None elsewhere."""
+    if file.suffix.lower() in (".jsonl", ".ndjson"):
+        with file.open("rb") as stream:
+            return sum(block.count(b"\n") for block in iter(lambda: stream.read(1 << 20), b""))
+    if file.suffix.lower() == ".parquet":
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        try:
+            return int(pq.ParquetFile(file).metadata.num_rows)
+        except (pa.ArrowException, OSError):  # told where it is read
+            return None
+    return None
+
+
 # ---- one reader a format ----
 
 
@@ -113,7 +130,7 @@ def _jsonl(file: Path) -> Iterator[Record | BadRow]:
             try:
                 yield Record(json.loads(text), origin)
             except (ValueError, RecursionError) as fault:
-                yield BadRow(origin, "", f"is no JSON: {_json_fault(fault, text)}", "put one JSON object on each line")
+                yield BadRow(origin, "", f"is no JSON: {_json_fault(fault, text)}", "put one JSON object on each line (an array belongs into a .json file)")
 
 
 def _json(file: Path) -> Iterator[Record | BadRow]:
@@ -255,6 +272,8 @@ def _table(file: Path) -> Iterator[Record | BadRow]:
 def _known(file: Path) -> Path:
     if file.suffix.lower() not in SUFFIXES:
         raise InputError(f"{file} is of an unknown kind (allowed: {', '.join(SUFFIXES)}).", next_step="rename the file for what it holds, or convert it")
+    if not os.access(file, os.R_OK):
+        raise InputError(f"{file} may not be read by this user.", next_step=f"chmod u+r {file}")
     if file.stat().st_size == 0:
         raise InputError(f"{file} is empty.", next_step="give a file with rows: data.path=FILE")
     return file

@@ -30,6 +30,10 @@ PROMPTS = ("prompt", "question", "query", "instruction")
 COMPLETIONS = ("completion", "response", "answer", "output")
 
 
+# What a turn may carry that would change what is learnt, and that is not read here.
+TURN_EXTRAS = ("tool_calls", "function_call", "reasoning_content", "thinking", "weight")
+
+
 class BadField(Exception):
     """A field of a row that cannot be used."""
 
@@ -59,6 +63,7 @@ def read_messages(record: Mapping[str, Any], layout: Format) -> tuple[Message, .
 
     An empty system message is left out. Raises BadField.
     """
+    _refuse_unread(record, ("tools", "functions"))
     return _checked(_READERS[layout](record))
 
 
@@ -129,19 +134,29 @@ def _turns(record: Mapping[str, Any], name: str, *, role_key: str, text_key: str
         raise BadField(name, f"missing; the row has: {', '.join(map(str, record)) or 'no field'}")
     turns = _opened(record[field])
     if not isinstance(turns, list):
-        raise BadField(field, f"{_kind(turns)}; a list of turns is needed")
+        raise BadField(field, f"{kind(turns)}; a list of turns is needed")
     if not turns:
         raise BadField(field, "an empty list; at least one question and its answer are needed")
     found = []
     for index, turn in enumerate(turns):
         at = f"{field}[{index}]"
         if not isinstance(turn, dict):
-            raise BadField(at, f"{_kind(turn)}; an object with {role_key} and {text_key} is needed")
+            raise BadField(at, f"{kind(turn)}; an object with {role_key} and {text_key} is needed")
         role = _text(turn, role_key, at=at)
         if role not in roles:
             raise BadField(f"{at}.{role_key}", _unknown_role(role, roles))
+        _refuse_unread(turn, TURN_EXTRAS, at=at)
         found.append((f"{at}.{text_key}", roles[role], _text(turn, text_key, at=at)))
     return found
+
+
+def _refuse_unread(record: Mapping[str, Any], names: Sequence[str], *, at: str = "") -> None:
+    for name in names:
+        value = record.get(name)
+        if name == "weight" and value == 1:
+            continue
+        if value or value == 0:
+            raise BadField(f"{at}.{name}" if at else name, "is not supported, and leaving it out would change what is learnt")
 
 
 def _checked(turns: Sequence[Turn]) -> tuple[Message, ...]:
@@ -169,7 +184,7 @@ def _text(record: Mapping[str, Any], name: str, *, at: str = "") -> str:
         raise BadField(field, f"missing; it has: {', '.join(map(str, record)) or 'no field'}")
     value = record[name]
     if not isinstance(value, str):
-        raise BadField(field, f"{_kind(value)}; text is needed")
+        raise BadField(field, f"{kind(value)}; text is needed")
     return value
 
 
@@ -198,6 +213,7 @@ def _unknown_role(role: str, roles: Mapping[str, str]) -> str:
     return f"{role!r} is no role (allowed: {', '.join(roles)}{f'; nearest: {near[0]}' if near else ''})"
 
 
-def _kind(value: Any) -> str:
+def kind(value: Any) -> str:
+    """A JSON value's type in plain words."""
     names = {bool: "true or false", int: "a number", float: "a number", str: "text", list: "a list", dict: "an object", type(None): "null"}
     return names.get(type(value), type(value).__name__)

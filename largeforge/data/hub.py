@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from largeforge.data.files import Record, files_hash
-from largeforge.errors import InputError, MissingExtra
+from largeforge.errors import InputError
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -46,10 +46,8 @@ class HubRows:
         return self._loaded
 
     def _load(self) -> Any:
-        try:
-            import datasets
-        except ImportError as fault:
-            raise MissingExtra("datasets", extra="data") from fault
+        import datasets
+
         try:
             return datasets.load_dataset(self.name, split=self.split, revision=self.revision)
         except ValueError as fault:

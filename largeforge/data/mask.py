@@ -80,7 +80,8 @@ class ChatTokenizer:
         self.has_markers = _MARKERS.search(chosen) is not None
         self._added = {*tokenizer.added_tokens_decoder, *tokenizer.all_special_ids}
         self.generation_prompt = self._probe_generation_prompt()
-        self.end_of_turn = self._probe_end_of_turn()
+        self.gap = ""
+        self.end_of_turn = self._probe_answer()
 
     # ---- text ----
 
@@ -178,7 +179,10 @@ class ChatTokenizer:
                 return None
             # What the model is given ends with the generation prompt: whatever the template writes between it and the answer is the model's to say.
             prompt = before.rfind(self.generation_prompt) if self.generation_prompt else -1
-            start = position if prompt < 0 else position - len(before) + prompt + len(self.generation_prompt)
+            if prompt >= 0:
+                start = position - len(before) + prompt + len(self.generation_prompt)
+            else:
+                start = position - (len(self.gap) if before.endswith(self.gap) else 0)
             spans.append((start, position + len(said)))
             position += len(said) + len(after)
         return spans if position == len(text) else None
@@ -249,14 +253,22 @@ class ChatTokenizer:
             raise InputError(f"The chat template cannot render one user message ({fault}).", next_step="model.chat_template=chatml") from fault
         return asked[len(without) :] if asked.startswith(without) else ""
 
-    def _probe_end_of_turn(self) -> int | None:
-        """The token that the template puts behind an answer; None where there is none."""
+    def _probe_answer(self) -> int | None:
+        """The token that the template puts behind an answer; None where there is none.
+
+        Sets `gap` on the way: whitespace between question and answer that a template without a generation prompt leaves to the model.
+        """
         stand_in = _STAND_IN.format(0)
+        question = [{"role": "user", "content": "a"}]
         try:
-            text = self.render([{"role": "user", "content": "a"}, {"role": "assistant", "content": stand_in}])
+            text = self.render([*question, {"role": "assistant", "content": stand_in}])
+            asked = self.render(question, generation_prompt=True)
         except UnclearAnswer as fault:
             raise InputError(f"The chat template cannot render a question and its answer ({fault}).", next_step="model.chat_template=chatml") from fault
-        end = text.find(stand_in) + len(stand_in)
+        begin = text.find(stand_in)
+        end = begin + len(stand_in)
+        if not self.generation_prompt and text.startswith(asked) and not text[len(asked) : begin].strip():
+            self.gap = text[len(asked) : begin]
         encoded = self._encode([text])
         for token, (start, _) in zip(encoded["input_ids"][0], encoded["offset_mapping"][0], strict=True):
             if start >= end and token in self._added:

@@ -97,10 +97,14 @@ class RowsModule:
         """Rows to validate on; None sets the share `data.validation` of `rows` aside."""
         return None
 
+    def expected_rows(self) -> int | None:
+        """Rows that will be read, for a progress bar; None where that is not known without reading."""
+        return None
+
     @property
     def skips_bad_rows(self) -> bool:
         """Whether bad rows are left out; otherwise they end the run."""
-        return False
+        return bool(getattr(self.config, "on_bad_row", "error") == "skip")
 
     # ---- DataModule ----
 
@@ -157,7 +161,8 @@ class RowsModule:
         table = self._table("validation")
         if not len(table):
             return None
-        batches = MicroBatches(table, micro_batch_size, self._pad_id)
+        order = tuple(sorted(range(len(table)), key=lambda row: (-int(table.lengths[row]), row)))
+        batches = MicroBatches(table, order, micro_batch_size, self._pad_id)
         return loader(batches, range(len(batches)), num_workers=self.config.num_workers)
 
     def shapes(self, window: StepWindow) -> Iterator[list[BatchShape]]:
@@ -190,6 +195,7 @@ class RowsModule:
                 share=self._share,
                 tokenizer=tokenizer,
                 skip=self.skips_bad_rows,
+                skippable=self._can_skip,
                 bar=bar,
             )
             entry.seal(draft, facts)
@@ -197,10 +203,6 @@ class RowsModule:
             bar.close()
             shutil.rmtree(draft, ignore_errors=True)
         return facts
-
-    def expected_rows(self) -> int | None:
-        """Rows that will be read, for a progress bar; None where that is not known without reading."""
-        return None
 
     def _count(self) -> dict[str, Any]:
         """Read and check without a tokenizer: nothing is known about tokens then."""
@@ -220,7 +222,7 @@ class RowsModule:
             else:
                 validation += 1
         if bad.count and not (self.skips_bad_rows and kept):
-            raise bad.error(rows_in)
+            raise bad.error(rows_in, skippable=self._can_skip and not self.skips_bad_rows)
         return {
             "rows_in": rows_in,
             "rows_kept": kept + validation,
@@ -242,6 +244,11 @@ class RowsModule:
         if self._entry is None:
             raise RuntimeError("tokens were asked for, but no tokenizer was given")
         return self._entry.table(name)
+
+    @property
+    def _can_skip(self) -> bool:
+        """Whether the config has the key at all; rows that LargeForge makes itself have none."""
+        return hasattr(self.config, "on_bad_row")
 
     @property
     def _share(self) -> float:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from largeforge.chat import Message
@@ -74,8 +73,13 @@ class BadRows:
         if len(self.shown) < SHOWN:
             self.shown.append(bad)
 
-    def error(self, rows_in: int) -> RowError:
-        """Every bad row in one answer: the first of them by file, line and field, then how many more."""
+    def error(self, rows_in: int, *, skippable: bool) -> RowError:
+        """Every bad row in one answer: the first of them by file, line and field, then how many more.
+
+        Args:
+            rows_in: rows read.
+            skippable: whether leaving them out would help.
+        """
         head = f"{self.count} of {rows_in} row{'s' if rows_in != 1 else ''} cannot be used"
         lines = [head, *(f"  {bad}" for bad in self.shown)]
         if self.count > len(self.shown):
@@ -85,10 +89,6 @@ class BadRows:
             mends.insert(0, f"data.max_length={self.needs_length} keeps every answer whole")
         if not self.only_length and not mends:
             mends.append("mend these rows")
-        mends.append("data.on_bad_row=skip leaves them out and lists them")
+        if skippable:
+            mends.append("data.on_bad_row=skip leaves them out and lists them")
         return RowError("\n".join(lines), next_step="; or ".join(mends))
-
-
-def tell(rows: Sequence[BadRow]) -> list[str]:
-    """Bad rows as lines of text."""
-    return [str(bad) for bad in rows]

@@ -113,21 +113,19 @@ class Steps:
 
 @dataclass(frozen=True)
 class MicroBatches:
-    """All rows of a table once, longest first, in padded micro-batches: what validation reads."""
+    """Rows of a table in a given order, in padded micro-batches: what validation reads."""
 
     table: TokenTable
+    order: tuple[int, ...]
     micro_batch_size: int
     pad_id: int
 
     def __len__(self) -> int:
-        return math.ceil(len(self.table) / self.micro_batch_size)
+        return math.ceil(len(self.order) / self.micro_batch_size)
 
     def __getitem__(self, index: int) -> list[TokenBatch]:
-        import numpy as np
-
-        order = np.argsort(-self.table.lengths, kind="stable")
-        rows = order[index * self.micro_batch_size : (index + 1) * self.micro_batch_size]
-        return [collate(self.table, [[int(row)] for row in rows], pad_id=self.pad_id)]
+        rows = self.order[index * self.micro_batch_size : (index + 1) * self.micro_batch_size]
+        return [collate(self.table, [[row] for row in rows], pad_id=self.pad_id)]
 
 
 def collate(table: TokenTable, sequences: Sequence[Sequence[int]], *, pad_id: int) -> TokenBatch:

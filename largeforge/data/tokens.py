@@ -70,9 +70,8 @@ class RowTokenizer:
                     continue
                 token_row = next(tokens)
                 self._check_prompt(row, token_row.token_ids, tally)
-                flags = token_row.answer if self.train_on == "answer" else [True] * len(token_row.token_ids)
-                whole = TokenizedRow(token_row.token_ids, [False, *flags[1:]], row.origin)
-                yield self._faulty(row, whole) or (row, self._cut(whole))
+                whole = TokenizedRow(token_row.token_ids, [False, *token_row.answer[1:]], row.origin)
+                yield self._faulty(row, whole) or (row, self._trained(whole))
 
     def _rendered(self, row: ChatRow) -> Rendered | BadRow:
         try:
@@ -81,6 +80,7 @@ class RowTokenizer:
             return BadRow(row.origin, "messages", str(fault), "take another model.chat_template, or mend the row")
 
     def _faulty(self, row: ChatRow, whole: TokenizedRow) -> BadRow | None:
+        """What the lint says about a row; `whole` has its answers marked, whatever is trained on."""
         bos = self.facts.bos_text
         if self.facts.bos_per_turn and any(bos in message.content for message in row.messages):
             message = f"two BOS: the row's own text says {bos}, which the chat template adds by itself"
@@ -91,8 +91,11 @@ class RowTokenizer:
             return BadRow(fault.origin, fault.rule, fault.message, fault.mend, fault.needs_length)
         return None
 
-    def _cut(self, row: TokenizedRow) -> TokenizedRow:
-        return TokenizedRow(row.token_ids[: self.max_length], row.supervised[: self.max_length], row.origin)
+    def _trained(self, row: TokenizedRow) -> TokenizedRow:
+        """The row as it is trained on: cut to length, with the tokens marked that `train_on` asks for."""
+        ids = row.token_ids[: self.max_length]
+        supervised = row.supervised[: self.max_length] if self.train_on == "answer" else [False, *[True] * (len(ids) - 1)]
+        return TokenizedRow(ids, supervised, row.origin)
 
     def _check_prompt(self, row: ChatRow, token_ids: list[int], tally: Tally) -> None:
         if tally.prompts_checked < PROMPTS_CHECKED:
@@ -113,6 +116,7 @@ def fill(
     share: float,
     tokenizer: RowTokenizer,
     skip: bool,
+    skippable: bool,
     bar: Bar,
 ) -> dict[str, Any]:
     """Tokenize every row into `draft` and return the facts; holds one chunk of rows in memory.
@@ -124,6 +128,7 @@ def fill(
         share: of the rows to set aside, by their content.
         tokenizer: does the work.
         skip: leave bad rows out; otherwise they are all told in one error.
+        skippable: whether the user could say so.
         bar: counts rows.
 
     Raises:
@@ -154,7 +159,7 @@ def fill(
         for writer in writers.values():
             writer.close()
     if tally.bad.count and (not skip or not counts["train"]):
-        raise tally.bad.error(tally.rows_in)
+        raise tally.bad.error(tally.rows_in, skippable=skippable and not skip)
     if not counts["train"]:
         raise RowError(f"No row is left to train on: {tally.rows_in} read, {counts['validation']} set aside for validation.", next_step="lower data.validation")
     return {
