@@ -1,0 +1,79 @@
+"""data=demo: plain-English wishes and the LargeForge command that grants each, made here from phrases and a seed.
+
+Turns wishes into rows of chat and held-out examples; knows nothing about how wishes are phrased (demo_wishes.py) or tokenized.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from functools import cached_property
+from typing import TYPE_CHECKING, Literal
+
+from largeforge.chat import Example, Message
+from largeforge.contract import Reference
+from largeforge.data.config import DemoConfig
+from largeforge.data.demo_phrases import SYSTEM
+from largeforge.data.demo_wishes import HELDOUT, TRAINING, Wish, nearest, wishes, words_of
+from largeforge.data.module import RowsModule
+from largeforge.data.rows import ChatRow
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from largeforge.contract import Progress
+
+
+class Demo(RowsModule):
+    """Rows that need no download, with held-out rows from phrasings and values that training never sees."""
+
+    config: DemoConfig
+
+    def __init__(
+        self,
+        config: DemoConfig,
+        *,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        template: str | None = None,
+        train_on: Literal["answer", "all"] = "answer",
+        progress: Progress | None = None,
+    ) -> None:
+        super().__init__(config, tokenizer=tokenizer, template=template, train_on=train_on, progress=progress)
+
+    @cached_property
+    def wishes(self) -> list[Wish]:
+        """Every training row."""
+        return wishes(TRAINING, self.config.num_rows, seed=self.config.seed)
+
+    def rows(self) -> Iterator[ChatRow]:
+        """Stream the training rows as conversations."""
+        for number, wish in enumerate(self.wishes, start=1):
+            yield ChatRow(messages=(*asked(wish), Message("assistant", wish.command)), origin=f"demo row {number}")
+
+    def fingerprint(self) -> str:
+        """sha256 of all that the rows say."""
+        said = json.dumps([SYSTEM, [[wish.text, wish.command] for wish in self.wishes]])
+        return hashlib.sha256(said.encode()).hexdigest()
+
+    @property
+    def source(self) -> Reference:
+        """The training rows."""
+        return Reference(kind="data", name="demo", sha256=self.fingerprint())
+
+    def expected_rows(self) -> int:
+        """Rows to be tokenized."""
+        return self.config.num_rows
+
+    def heldout(self) -> list[Example]:
+        """Wishes to measure with; the note of each names its family and its distance (0 to 1) to the nearest training row."""
+        trained = [words_of(wish.text) for wish in self.wishes]
+        return [
+            Example(prompt=asked(wish), answer=wish.command, note=f"{wish.family}; {nearest(words_of(wish.text), trained)[0]:.2f} to the nearest training row")
+            for wish in wishes(HELDOUT, self.config.num_heldout, seed=self.config.seed)
+        ]
+
+
+def asked(wish: Wish) -> tuple[Message, ...]:
+    """The turns before the answer."""
+    return Message("system", SYSTEM), Message("user", wish.text)

@@ -1,0 +1,857 @@
+"""How people say what they want from LargeForge: phrases with slots, those of training apart from the held-out ones.
+
+Only words; knows nothing about how a wish is put together (demo_wishes.py) or read (demo.py). `[a|b]` is one or the other,
+`{}` the value, `{model}`, `{data}`, `{options}`, `{prompt}` and `{path}` what they say.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+SYSTEM = "Write the LargeForge command."
+
+# How each model of conf/model is called in plain English: choices, so training and held-out rows share them.
+MODELS: dict[str, tuple[str, ...]] = {
+    "smollm2": ("smollm2", "SmolLM2", "smollm2 135m", "SmolLM2-135M", "smol lm 2", "the small smollm2"),
+    "nano": ("nano", "the nano model", "our nano model", "the tiny nano"),
+    "smollm2_360m": ("smollm2_360m", "smollm2 360m", "SmolLM2-360M", "the 360m smollm2", "smollm2 with 360m"),
+    "qwen3_0_6b": ("qwen3_0_6b", "qwen3 0.6b", "Qwen3-0.6B", "qwen 3 0.6b", "the 0.6b qwen3"),
+    "llama3_2_1b": ("llama3_2_1b", "llama 3.2 1b", "Llama-3.2-1B", "llama3.2 1b", "the 1b llama 3.2"),
+    "mistral7b": ("mistral7b", "mistral 7b", "Mistral-7B", "Mistral 7B", "mistral"),
+    "qwen3_8b": ("qwen3_8b", "qwen3 8b", "Qwen3-8B", "qwen 3 8b", "the 8b qwen3"),
+    "llama3_1_8b": ("llama3_1_8b", "llama 3.1 8b", "Llama-3.1-8B", "llama3.1 8b", "the 8b llama 3.1"),
+    "llama3_3_70b": ("llama3_3_70b", "llama 3.3 70b", "Llama-3.3-70B", "llama3.3 70b", "the 70b llama 3.3"),
+}
+
+
+@dataclass(frozen=True)
+class Said:
+    """The ways to ask for one thing.
+
+    Args:
+        nouns: what may follow "with": `rank {}`.
+        adverbs: what stands by itself: `for {} steps`.
+        sentences: what is a sentence of its own: `set the rank to {}`.
+    """
+
+    nouns: tuple[str, ...] = ()
+    adverbs: tuple[str, ...] = ()
+    sentences: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Option:
+    """One `key=value` of a command.
+
+    Args:
+        key: of the config.
+        value: the choice it stands for, or the name of the values that fill `{}` (demo_values.py).
+        training: what training rows say.
+        heldout: what held-out rows say.
+        weight: how often it is asked for, against the others.
+    """
+
+    key: str
+    value: str
+    training: Said
+    heldout: Said
+    weight: float = 1.0
+
+
+def number(key: str, values: str, name: str, *, training: Said, heldout: Said, weight: float = 2.0) -> Option:
+    """An option whose value is copied from the wish: the ways that any number is set, and those of its own.
+
+    Args:
+        name: what the number is called: "rank", "learning rate".
+        training: ways of its own in training rows; heldout: in held-out rows.
+    """
+    article = "an" if name[0] in "aeiou" else "a"
+    common = Said(
+        nouns=(
+            f"{name} {{}}",
+            f"{name}={{}}",
+            f"{name} = {{}}",
+            f"{article} {name} [of|set to|fixed at] {{}}",
+            f"the {name} [of|set to|fixed at] {{}}",
+            f"{name} [at|of] {{}}",
+            f"{{}} for the {name}",
+        ),
+        sentences=(
+            f"[set|put|fix|keep|leave|turn] [the |]{name} [to|at|on] {{}}",
+            f"[the|my] {name} is {{}}",
+            f"[use|take|pick] {{}} for [the |]{name}",
+            f"[use|take|i want|try|give it] {name} {{}}",
+            f"[use|take|i want|try|give it] {article} {name} of {{}}",
+            f"make the {name} {{}}",
+            f"{name} [must|has to|ought to] be {{}}",
+        ),
+    )
+    unseen = Said(
+        nouns=(f"{{}} as [the|its] {name}", f"the {name} equal to {{}}", f"{article} {name} that equals {{}}"),
+        sentences=(f"the {name} should be {{}}", f"choose {{}} as the {name}", f"let the {name} be {{}}", f"{name}: {{}}"),
+    )
+    return Option(key, values, joined(common, training), joined(unseen, heldout), weight)
+
+
+def joined(first: Said, second: Said) -> Said:
+    return Said(first.nouns + second.nouns, first.adverbs + second.adverbs, first.sentences + second.sentences)
+
+
+# In the order in which a command says them.
+OPTIONS: tuple[Option, ...] = (
+    number(
+        "data.max_length",
+        "length",
+        "max length",
+        training=Said(
+            nouns=(
+                "rows of at most {} tokens",
+                "[a context|sequences|rows] of {} tokens",
+                "{} tokens per row",
+                "rows cut at {} tokens",
+                "a maximum of {} tokens",
+            ),
+            sentences=(
+                "[cut|truncate|trim|shorten] [the |]rows [at|to|after] {} tokens",
+                "limit rows to {} tokens",
+                "keep rows under {} tokens",
+                "at most {} tokens a row",
+            ),
+        ),
+        heldout=Said(nouns=("rows no longer than {} tokens",), sentences=("no row should be longer than {} tokens", "clip every row to {} tokens")),
+    ),
+    Option(
+        "data.packing",
+        "true",
+        training=Said(
+            nouns=("packing", "packed rows", "packing on", "packing turned on", "packing=true"),
+            adverbs=("packed", "and packing"),
+            sentences=(
+                "pack [the rows|the data|rows|them|it]",
+                "turn [on packing|packing on]",
+                "use packing",
+                "[please do pack|pack everything]",
+                "packing [is on|on]",
+                "packing [please|yes]",
+            ),
+        ),
+        heldout=Said(
+            nouns=("packing enabled", "rows packed together"), sentences=("enable packing", "the rows should be packed", "i want packing switched on")
+        ),
+    ),
+    Option(
+        "data.packing",
+        "false",
+        training=Said(
+            nouns=("packing off", "unpacked rows", "no packing", "packing turned off", "packing=false"),
+            adverbs=("without packing", "unpacked", "but not packed"),
+            sentences=(
+                "[do not|don't|never] pack [the rows|the data|rows|them|it]",
+                "turn [off packing|packing off]",
+                "leave [rows|the rows|them] unpacked",
+                "no packing[ please|, thanks|]",
+                "packing [is off|off|no]",
+                "skip packing",
+            ),
+        ),
+        heldout=Said(
+            nouns=("packing disabled",),
+            adverbs=("with no packing of rows",),
+            sentences=("disable packing", "the rows should not be packed", "packing should be off"),
+        ),
+    ),
+    Option(
+        "adapter",
+        "none",
+        training=Said(
+            nouns=("no adapter", "all weights", "every weight trained", "no lora", "all weights trainable", "adapter=none", "lora off"),
+            adverbs=("without [an adapter|adapters|lora|a lora adapter]", "as a full fine-tune", "in full", "(full fine-tuning)"),
+            sentences=(
+                "[train|update|tune] [all|all the|every one of the] weights",
+                "no [lora|adapter|adapters][ please|]",
+                "[full fine-tuning|a full fine-tune][ please|]",
+                "[don't|do not] use [lora|an adapter]",
+                "[skip|drop|forget] [lora|the adapter]",
+                "train the [full|entire] model",
+                "all [weights|parameters] [learn|must learn]",
+            ),
+        ),
+        heldout=Said(
+            nouns=("every parameter trainable", "adapters left out"),
+            adverbs=("without using lora",),
+            sentences=("leave lora out", "tune all parameters", "no adapter this time", "the whole model should learn"),
+        ),
+        weight=1.6,
+    ),
+    number(
+        "adapter.r",
+        "rank",
+        "rank",
+        training=Said(
+            nouns=(
+                "[lora|adapter] rank {}",
+                "r={}",
+                "r {}",
+                "a rank-{} [adapter|lora]",
+                "lora r {}",
+                "[a lora|a low-rank adapter|an adapter] of rank {}",
+                "lora of rank {}",
+                "lora (r={})",
+            ),
+            adverbs=("at rank {}",),
+            sentences=("use rank {}", "lora rank is {}", "r is {}", "it needs rank {}"),
+        ),
+        heldout=Said(nouns=("an adapter rank of {}", "low-rank adapters (rank {})", "a LoRA whose rank is {}"), sentences=("give the adapter a rank of {}",)),
+        weight=4.0,
+    ),
+    number(
+        "adapter.alpha",
+        "alpha",
+        "alpha",
+        training=Said(
+            nouns=("an alpha of {}", "lora alpha {}", "lora_alpha {}", "adapter alpha {}", "alpha {} for the adapter"),
+            sentences=("use alpha {}", "lora alpha is {}"),
+        ),
+        heldout=Said(nouns=("an adapter alpha of {}",), sentences=("give the adapter an alpha of {}",)),
+        weight=2.0,
+    ),
+    number(
+        "adapter.dropout",
+        "dropout",
+        "dropout",
+        training=Said(
+            nouns=("{} dropout", "lora dropout {}", "adapter dropout {}", "a lora dropout of {}", "{} of dropout"),
+            sentences=("use {} dropout", "add {} dropout", "drop {} of the inputs"),
+        ),
+        heldout=Said(nouns=("a dropout rate of {}", "an adapter dropout of {}"), sentences=("apply a dropout of {}",)),
+        weight=2.0,
+    ),
+    number(
+        "method.learning_rate",
+        "learning_rate",
+        "learning rate",
+        training=Said(
+            nouns=("lr {}", "lr={}", "an lr of {}", "lr = {}", "a peak learning rate of {}", "a peak lr of {}", "learning_rate={}"),
+            adverbs=("at lr {}", "at a learning rate of {}", "learning at {}"),
+            sentences=("use lr {}", "[the |]lr is {}", "[set|put] the lr [to|at] {}", "use {} for the lr", "lr [must|has to] be {}"),
+        ),
+        heldout=Said(nouns=("the lr at {}", "a learning rate that peaks at {}"), sentences=("let the learning rate peak at {}", "the lr should be {}")),
+        weight=4.0,
+    ),
+    Option(
+        "trainer",
+        "cpu",
+        training=Said(
+            nouns=("the cpu", "only the cpu", "no gpu", "trainer=cpu", "just a cpu"),
+            adverbs=("on [the cpu|cpu|a cpu|this cpu]", "[cpu only|cpu-only]", "without [a gpu|the gpu|gpu]", "on the cpu only"),
+            sentences=(
+                "[use|take] the cpu",
+                "run [it |this |]on [the |]cpu",
+                "[stay|keep it] on the cpu",
+                "there is no gpu here",
+                "cpu please",
+                "[don't|do not] use the gpu",
+                "it must run on the cpu",
+            ),
+        ),
+        heldout=Said(adverbs=("on my cpu", "on nothing but the cpu"), sentences=("the cpu should do the work", "let the cpu handle it", "train it on the cpu")),
+        weight=1.3,
+    ),
+    Option(
+        "trainer",
+        "gpu",
+        training=Said(
+            nouns=("the gpu", "only the gpu", "a gpu", "trainer=gpu", "my graphics card"),
+            adverbs=("on [the gpu|gpu|a gpu|this gpu]", "[gpu only|gpu-only]", "on the graphics card", "on the gpu only"),
+            sentences=(
+                "[use|take] the gpu",
+                "run [it |this |]on [the |]gpu",
+                "[stay|keep it] on the gpu",
+                "there is a gpu here",
+                "gpu please",
+                "[don't|do not] use the cpu",
+                "it must run on the gpu",
+            ),
+        ),
+        heldout=Said(adverbs=("on my gpu", "on nothing but the gpu"), sentences=("the gpu should do the work", "let the gpu handle it", "train it on the gpu")),
+        weight=1.3,
+    ),
+    Option(
+        "trainer.max_steps",
+        "steps",
+        training=Said(
+            nouns=(
+                "{} steps",
+                "{} [training|optimizer|gradient] steps",
+                "max steps {}",
+                "max_steps={}",
+                "a [limit|maximum|total] of {} steps",
+                "[at most|no more than|only|exactly] {} steps",
+                "steps={}",
+                "steps {}",
+            ),
+            adverbs=(
+                "for {} steps",
+                "for [only|just|exactly|about] {} steps",
+                "over {} steps",
+                "for {} [training|optimizer] steps",
+                "in {} steps",
+                "(steps: {})",
+            ),
+            sentences=(
+                "stop [it |]after {} steps",
+                "[run|train] [it |]for {} steps",
+                "[do|make|take] {} steps",
+                "use {} steps",
+                "set max steps to {}",
+                "stop at step {}",
+                "the number of steps is {}",
+                "it takes {} steps",
+            ),
+        ),
+        heldout=Said(
+            nouns=("{} steps in total",),
+            adverbs=("up to {} steps", "through {} steps"),
+            sentences=("end it after {} steps", "{} steps are enough", "cap it at {} steps", "let it run {} steps", "the run should take {} steps"),
+        ),
+        weight=4.0,
+    ),
+    Option(
+        "trainer.epochs",
+        "epochs",
+        training=Said(
+            nouns=(
+                "{} epochs",
+                "epochs={}",
+                "epochs {}",
+                "{} [full |]passes over the data",
+                "{} passes",
+                "an epoch count of {}",
+                "[at most|only|exactly] {} epochs",
+            ),
+            adverbs=("for {} epochs", "over {} epochs", "for [only|just|exactly] {} epochs", "for {} passes", "in {} epochs"),
+            sentences=(
+                "[do|run|make] {} epochs",
+                "[run|train] [it |]for {} epochs",
+                "go through the data {} times",
+                "[make|do] {} passes",
+                "set epochs to {}",
+                "epochs is {}",
+                "the number of epochs is {}",
+            ),
+        ),
+        heldout=Said(
+            nouns=("{} epochs in total",),
+            adverbs=("through {} full epochs", "across {} epochs"),
+            sentences=("end it after {} epochs", "{} epochs are enough", "let it run {} epochs", "the run should take {} epochs"),
+        ),
+        weight=3.0,
+    ),
+    number(
+        "trainer.batch_size",
+        "batch",
+        "batch size",
+        training=Said(
+            nouns=("batches of {}", "batch_size={}", "bs {}", "bs={}", "{} [rows|examples] [per|a] [step|batch]", "a batch of {}", "batch {}"),
+            adverbs=("in batches of {}", "{} rows at a time"),
+            sentences=("use batches of {}", "put {} rows in a batch", "[take|feed] {} rows [at once|a step|per step]"),
+        ),
+        heldout=Said(nouns=("{} rows in every step", "{}-row batches"), sentences=("batch {} rows together", "every step should see {} rows")),
+        weight=3.0,
+    ),
+    Option(
+        "trainer.precision",
+        "precision",
+        training=Said(
+            nouns=("{}", "{} precision", "precision {}", "precision={}", "{} math", "{} training", "precision set to {}"),
+            adverbs=("in {}", "in {} precision", "using {}", "at {} precision"),
+            sentences=(
+                "use {}[ precision|]",
+                "keep it in {}",
+                "[compute|train|run] in {}",
+                "{} please",
+                "set the precision to {}",
+                "precision is {}",
+                "make it {}",
+                "precision must be {}",
+            ),
+        ),
+        heldout=Said(
+            nouns=("{} numbers", "{} as the precision", "{} arithmetic"),
+            sentences=("the precision should be {}", "calculate in {}", "choose {} as the precision"),
+        ),
+        weight=3.0,
+    ),
+    Option(
+        "tracker",
+        "csv",
+        training=Said(
+            nouns=("csv logs", "csv logging", "a csv of the curves", "tracker=csv", "the csv tracker", "the curves in a csv"),
+            adverbs=("logging to csv", "tracked in csv", "and log to csv"),
+            sentences=(
+                "log [it |]to csv",
+                "[write|save|put] the curves [to|in] [a |]csv",
+                "track it in csv",
+                "use the csv tracker",
+                "csv logs please",
+                "metrics go to csv",
+            ),
+        ),
+        heldout=Said(nouns=("numbers logged as csv",), sentences=("the logs should be csv", "record metrics in a csv file", "keep a csv of the metrics")),
+    ),
+    Option(
+        "tracker",
+        "tensorboard",
+        training=Said(
+            nouns=("tensorboard", "tensorboard logs", "tensorboard curves", "tracker=tensorboard", "the tensorboard tracker", "curves in tensorboard"),
+            adverbs=("logging to tensorboard", "tracked in tensorboard", "and log to tensorboard"),
+            sentences=(
+                "log [it |]to tensorboard",
+                "[write|show|put] the curves [to|in] tensorboard",
+                "track it in tensorboard",
+                "use tensorboard",
+                "tensorboard please",
+                "metrics go to tensorboard",
+            ),
+        ),
+        heldout=Said(
+            nouns=("curves sent to tensorboard",), sentences=("tensorboard should record it", "record metrics in tensorboard", "keep tensorboard curves")
+        ),
+        weight=0.8,
+    ),
+    Option(
+        "tracker",
+        "none",
+        training=Said(
+            nouns=("no tracker", "tracking off", "no tracking", "tracker=none", "the tracker off"),
+            adverbs=("without [tracking|a tracker|curves]", "untracked"),
+            sentences=(
+                "no [tracker|tracking][ please|]",
+                "[do not|don't] track [it|this|anything]",
+                "turn [tracking off|off tracking|the tracker off]",
+                "skip tracking",
+                "i need no curves",
+                "drop the tracker",
+            ),
+        ),
+        heldout=Said(
+            nouns=("tracking disabled",), adverbs=("without any tracker",), sentences=("disable the tracker", "no tracking is needed", "leave tracking out")
+        ),
+        weight=0.8,
+    ),
+    number(
+        "seed",
+        "seed",
+        "seed",
+        training=Said(
+            nouns=("random seed {}", "rng seed {}", "a random seed of {}"),
+            adverbs=("seeded with {}",),
+            sentences=("seed it with {}", "use seed {}", "random seed is {}"),
+        ),
+        heldout=Said(nouns=("the random seed being {}",), sentences=("seed everything with {}",)),
+        weight=2.0,
+    ),
+    Option(
+        "name",
+        "name",
+        training=Said(
+            nouns=("the name {}", "name {}", "name={}", "{} for a name", "run name {}"),
+            adverbs=("named {}", "called {}", "under the name {}", "and name it {}", "and call it {}", "(name: {})"),
+            sentences=(
+                "[call|name] [it|this|the run|this run] {}",
+                "the run is called {}",
+                "its name is {}",
+                "name: {}",
+                "use {} for the name",
+                "set the name to {}",
+                "i will call it {}",
+            ),
+        ),
+        heldout=Said(
+            nouns=("{} as its name",),
+            adverbs=("labelled {}", "titled {}"),
+            sentences=("the run should be named {}", "give it the name {}", "let the name be {}"),
+        ),
+        weight=2.0,
+    ),
+    Option(
+        "plan",
+        "true",
+        training=Said(
+            adverbs=("as a plan", "but only plan it", "[plan only|plan-only]", "as a dry run", "but just plan"),
+            sentences=(
+                "[only|just] [show me |show |make |]the plan[ please|]",
+                "plan [only|it first|it, nothing more]",
+                "[don't|do not] train yet, [just|only] plan",
+                "tell me what it costs first",
+                "[dry run|a dry run][ please|]",
+                "plan before training",
+                "i want to see the plan first",
+                "do not start it, plan it",
+            ),
+        ),
+        heldout=Said(
+            adverbs=("only as a plan",),
+            sentences=("stop after the plan", "first show what it would cost", "i only want the plan", "for now a plan is all i need"),
+        ),
+        weight=1.8,
+    ),
+    Option(
+        "plan",
+        "rtx4090",
+        training=Said(
+            adverbs=("planned for [a 4090|an rtx 4090|the rtx4090]", "as a plan for [a 4090|an rtx 4090]"),
+            sentences=(
+                "[does|will|would] it fit [on|in] [a 4090|an rtx 4090|my 4090|a geforce 4090]?",
+                "plan it for [a 4090|an rtx 4090|my rtx4090]",
+                "check [whether|if] [a 4090|an rtx 4090] is enough",
+                "is [a 4090|an rtx 4090] big enough?",
+                "show the plan for [a 4090|an rtx 4090]",
+            ),
+        ),
+        heldout=Said(sentences=("would an rtx 4090 do?", "could a 4090 hold it?", "estimate it for a 4090", "i only have an rtx 4090, plan for that")),
+        weight=1.5,
+    ),
+)
+
+
+@dataclass(frozen=True)
+class DataPhrases:
+    """How rows are called: those the demo makes, the user's own chats, a file."""
+
+    demo: tuple[str, ...]
+    chats: tuple[str, ...]
+    file: tuple[str, ...]
+
+
+DATA_TRAINING = DataPhrases(
+    demo=("the demo [data|rows|set|examples|wishes]", "demo data", "the built-in demo[ data|]", "your demo rows", "data=demo", "the demo"),
+    chats=(
+        "[my|our|the team's] chats",
+        "[my|our] chat [data|logs|rows]",
+        "[my|our] own chats",
+        "some chats of mine",
+        "chat data",
+        "chat rows",
+        "data=chat",
+        "the chats i have",
+    ),
+    file=(
+        "{path}",
+        "{path}",
+        "[my|our|the] [chats|rows|data|logs|examples] in {path}",
+        "[the|my] file {path}",
+        "[the|my|our] chat data at {path}",
+        "what is in {path}",
+        "chats from {path}",
+        "my {path}",
+        "data.path={path}",
+        "the rows of {path}",
+    ),
+)
+DATA_HELDOUT = DataPhrases(
+    demo=("the demo dataset", "the bundled demo examples", "LargeForge's own demo"),
+    chats=("my chat history", "our collected chats", "the chats we have saved", "all my chats"),
+    file=("everything in {path}", "the conversations stored in {path}", "our chats under {path}", "the contents of {path}", "{path}"),
+)
+
+# A model that a run left behind.
+ARTIFACT_TRAINING = (
+    "{path}",
+    "{path}",
+    "[the|my] model [in|at|from] {path}",
+    "the artifact {path}",
+    "the artifact in {path}",
+    "my run {path}",
+    "model={path}",
+    "the model that lies in {path}",
+)
+ARTIFACT_HELDOUT = ("what i trained in {path}", "the checkpoint under {path}", "the tuned model of {path}", "{path}")
+
+
+@dataclass(frozen=True)
+class Family:
+    """Ways to phrase a whole wish that belong together.
+
+    Args:
+        name: shown beside held-out rows.
+        frames: with the slots {model}, {data}, {options}; or {model}, {prompt} where the task is chat.
+        task: of the command.
+        plan: the value of `plan` that the frame itself asks for; "" is none.
+    """
+
+    name: str
+    frames: tuple[str, ...]
+    task: str = "sft"
+    plan: str = ""
+    weight: float = 1.0
+
+
+FAMILIES_TRAINING: tuple[Family, ...] = (
+    Family(
+        "order",
+        (
+            "[tune|fine-tune|finetune|train|teach] {model} [on|with|using|over] {data} {options}",
+            "[run|start|launch] [sft|supervised fine-tuning|a fine-tune|a fine-tuning job|training] [of|for|with] {model} on {data} {options}",
+            "[start|begin] [training|tuning|fine-tuning] {model} on {data} {options}",
+            "do [an sft run|a training run|a quick fine-tune|sft] with {model} on {data} {options}",
+            "make {model} better [with|using] {data} {options}",
+            "[retrain|keep training] {model} [on|with] {data} {options}",
+            "go and [train|tune] {model} {options} on {data}",
+            "[train|tune] {model} {options} [on|with] {data}",
+            "build [me |]a {model} [fine-tune|tuned] on {data} {options}",
+        ),
+        weight=2.0,
+    ),
+    Family(
+        "request",
+        (
+            "[please|could you|can you|would you|kindly] [tune|train|fine-tune|retrain] {model} [on|with] {data} {options}",
+            "[could|can] you [kick off|start|set up] [training|a run|a fine-tune] [of|for] {model} on {data} {options}",
+            "would you mind tuning {model} with {data} {options}",
+            "[please|hey,] [train|tune] {model} {options} [on|with] {data}",
+        ),
+    ),
+    Family(
+        "desire",
+        (
+            "[i want|i'd like|we want|we'd like|i need|we need] to [tune|train|fine-tune] {model} [on|with] {data} {options}",
+            "[i want|we want|i need] {model} [trained|tuned|fine-tuned] [on|with] {data} {options}",
+            "i would love to see {model} fine-tuned on {data} {options}",
+            "[i am|we are] about to [train|tune] {model} on {data} {options}",
+            "help me [train|tune|fine-tune] {model} on {data} {options}",
+        ),
+    ),
+    Family(
+        "data first",
+        (
+            "take {data} and [train|tune|fine-tune] {model} on [it|that] {options}",
+            "[with|on|from|using] {data}, [tune|train|teach] {model} {options}",
+            "here is the data: {data}. [tune|train] {model} on it {options}",
+            "i have {data}; [train|tune] {model} with it {options}",
+            "{data} is for training {model} {options}",
+            "there is {data}, now [tune|train] {model} {options}",
+        ),
+    ),
+    Family(
+        "options first",
+        (
+            "{options}, [tune|train|fine-tune] {model} [on|with] {data}",
+            "{options}: [tune|train] {model} on {data}",
+            "{options}, i want {model} trained on {data}",
+            "{options}, take {data} and tune {model}",
+        ),
+    ),
+    Family(
+        "terse",
+        (
+            "{model}, {data}, {options}",
+            "{model} on {data} {options}",
+            "sft {model} / {data} / {options}",
+            "[train|tune|job]: {model}; data: {data}; {options}",
+            "[fine-tuning job|training run|next run|new run]: {model}, {data}, {options}",
+            "{data} -> {model}, {options}",
+            "sft, {model}, {data}, {options}",
+        ),
+    ),
+    Family(
+        "thing",
+        (
+            "a [fine-tune|tuned version|fine-tuned copy|training run] of {model} on {data} {options}",
+            "[training|tuning|fine-tuning] [of|for] {model} [on|with] {data} {options}",
+            "[one|another] [run|fine-tune|job] of {model} [on|with] {data} {options}",
+            "time for a {model} run on {data} {options}",
+        ),
+    ),
+    Family(
+        "story",
+        (
+            "my [boss|team|colleague|friend] [wants|needs] {model} [tuned|trained] on {data} {options}",
+            "for our [chatbot|help desk|app|bot|website], [train|tune] {model} on {data} {options}",
+            "we have to get {model} trained on {data} {options}",
+            "it is time to [tune|train] {model} on {data} {options}",
+            "the last run was bad, so [train|tune] {model} on {data} again {options}",
+            "let us [train|tune|fine-tune] {model} [on|with] {data} {options}",
+        ),
+    ),
+    Family(
+        "no data",
+        (
+            "[tune|train|fine-tune] {model} {options}",
+            "[i want|i'd like] to [tune|train] {model} {options}",
+            "[please|could you] [train|tune|fine-tune] {model} {options}",
+            "{options}, [train|tune] {model}",
+            "a [run|fine-tune] of {model} {options}",
+            "start [sft|training] with {model} {options}",
+        ),
+        weight=0.7,
+    ),
+    Family(
+        "cost",
+        (
+            "what would [training|tuning|fine-tuning] {model} on {data} [cost|take|need] {options}",
+            "how much memory [does|would] [training|tuning] {model} [on|with] {data} [need|take] {options}",
+            "plan [a run|training|a fine-tune] of {model} on {data} {options}",
+            "show [me |]the plan for [tuning|training] {model} on {data} {options}",
+            "[plan|only plan] {model} on {data} {options}",
+            "how big is [a run|a fine-tune] of {model} [on|with] {data} {options}",
+        ),
+        plan="true",
+        weight=0.6,
+    ),
+    Family(
+        "4090",
+        (
+            "[does|will|would] [training|tuning] {model} on {data} fit [on|in] [a 4090|an rtx 4090|my 4090] {options}",
+            "is [a 4090|an rtx 4090] enough to [train|tune] {model} on {data} {options}",
+            "plan {model} on {data} for [a 4090|an rtx 4090] {options}",
+            "[does|would] {model} fit on [a 4090|an rtx 4090] when tuned on {data} {options}",
+        ),
+        plan="rtx4090",
+        weight=0.5,
+    ),
+    Family(
+        "ask",
+        (
+            "[ask|query|prompt] {model}[ this| with|][:|] {prompt}",
+            "[put|send|pass|give] {prompt} to {model}",
+            "[say|write] {prompt} to {model}",
+            "let me ask {model} {prompt}",
+            "[please|could you] ask {model} {prompt}",
+            "[please|can you] [send|pass] {model} {prompt}",
+            "what does {model} [answer|say] to {prompt}",
+            "what does {model} say when asked {prompt}",
+            "chat with {model} and [say|ask] {prompt}",
+            "[load|take|open] {model} and ask {prompt}",
+            "with {model}, answer {prompt}",
+            "{prompt} is my question to {model}",
+            "{prompt} - ask {model}",
+            "i want to ask {model} {prompt}",
+        ),
+        task="chat",
+        weight=1.6,
+    ),
+    Family(
+        "talk",
+        (
+            "[chat|talk] [with|to] {model}",
+            "[open|begin] a chat with {model}",
+            "i [want|would like] to [talk|chat] [to|with] {model}",
+            "[please|could you] let me chat with {model}",
+            "[load|take] {model} for a chat",
+            "a chat with {model}, please",
+        ),
+        task="chat",
+        weight=0.4,
+    ),
+)
+
+FAMILIES_HELDOUT: tuple[Family, ...] = (
+    Family(
+        "delegate",
+        ("have {model} learn from {data} {options}", "let {model} study {data} {options}", "get {model} to learn {data} {options}"),
+    ),
+    Family(
+        "goal",
+        (
+            "what [i|we] need is {model} adapted to {data} {options}",
+            "the goal is {model}, improved on {data} {options}",
+            "my aim: {model} that has learned from {data} {options}",
+        ),
+    ),
+    Family(
+        "adapt",
+        (
+            "adapt {model} to {data} {options}",
+            "specialise {model} on {data} {options}",
+            "customise {model} using {data} {options}",
+            "improve {model} {options}, using {data}",
+        ),
+    ),
+    Family(
+        "question",
+        (
+            "how do i train {model} on {data} {options}?",
+            "what command would fine-tune {model} on {data} {options}?",
+            "which command tunes {model} with {data} {options}?",
+        ),
+    ),
+    Family(
+        "data acts",
+        (
+            "feed {data} to {model} {options}",
+            "use {data} to improve {model} {options}",
+            "{data} should be learned by {model} {options}",
+        ),
+    ),
+    Family(
+        "must",
+        (
+            "{model} should be tuned on {data} {options}",
+            "{model} needs a round of training on {data} {options}",
+            "{options}, {model} should learn from {data}",
+        ),
+    ),
+    Family("bare", ("improve {model} {options}", "{model} should be trained {options}"), weight=0.4),
+    Family(
+        "budget",
+        (
+            "before paying, what does a fine-tune of {model} on {data} need {options}",
+            "estimate the memory for training {model} on {data} {options}",
+        ),
+        plan="true",
+        weight=0.3,
+    ),
+    Family(
+        "card",
+        ("can a 4090 hold a fine-tune of {model} on {data} {options}", "could i train {model} on {data} with just an rtx 4090 {options}"),
+        plan="rtx4090",
+        weight=0.3,
+    ),
+    Family(
+        "try",
+        (
+            "what would {model} reply to {prompt}?",
+            "show me how {model} responds to {prompt}",
+            "try {prompt} on {model}",
+            "i have a question for {model}: {prompt}",
+            "tell {model}: {prompt}",
+        ),
+        task="chat",
+        weight=0.9,
+    ),
+    Family("speak", ("start a conversation with {model}", "let me speak with {model}"), task="chat", weight=0.2),
+)
+
+OPENERS_TRAINING = (
+    "hi, ",
+    "hello! ",
+    "hey ",
+    "ok, ",
+    "so, ",
+    "now ",
+    "good morning, ",
+    "quick one: ",
+    "next: ",
+    "todo: ",
+    "hm, ",
+    "right, ",
+    "as discussed, ",
+    "dear forge, ",
+)
+OPENERS_HELDOUT = ("well, ", "hi there, ", "one more thing: ", "for tomorrow: ")
+CLOSERS_TRAINING = (
+    ", thanks",
+    ", thank you",
+    ", please",
+    " today",
+    " if you can",
+    " asap",
+    ", cheers",
+    " - it is for a demo",
+    ", the client is waiting",
+    " tonight",
+    ", nothing else",
+    " and let me know",
+)
+CLOSERS_HELDOUT = (", many thanks", " when you have a minute", ", it is urgent", " as soon as possible")
