@@ -1,6 +1,7 @@
-"""Measure whole processes: CPU seconds, wall seconds and peak memory of a command, sides taken in turn.
+"""Measure whole processes: CPU and wall seconds of a command, sides taken in turn.
 
-Counts what the kernel counts for the child and the children it waited for; knows nothing about what they do.
+Counts what the kernel counts for the child and the children it waited for. Peak memory is left out on purpose: what the
+kernel reports for a child starts at what the parent held when it forked.
 """
 
 from __future__ import annotations
@@ -19,7 +20,6 @@ class Cost:
 
     cpu_s: float
     wall_s: float
-    peak_bytes: int
 
 
 def cost(command: Sequence[str], *, environment: Mapping[str, str] | None = None) -> Cost:
@@ -38,7 +38,7 @@ def cost(command: Sequence[str], *, environment: Mapping[str, str] | None = None
     process.stderr.close()
     if process.returncode:
         raise RuntimeError(f"{' '.join(command)} ended with {process.returncode}:\n{said[-2000:]}")
-    return Cost(usage.ru_utime + usage.ru_stime, wall_s, usage.ru_maxrss * 1024)
+    return Cost(usage.ru_utime + usage.ru_stime, wall_s)
 
 
 def in_turn(sides: Mapping[str, Sequence[str]], *, repeats: int, warmups: int = 1) -> dict[str, list[Cost]]:
