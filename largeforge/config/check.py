@@ -67,6 +67,8 @@ class _Check:
         self._as_text(values)
         self._missing(values, ())
         config = self._parse(root, values, "")
+        meant = {finding.mend.partition("=")[0] for finding in self.findings if finding.mend and finding.value != "???"}
+        self.findings = [finding for finding in self.findings if finding.value != "???" or finding.key not in meant]
         bad = {finding.key for finding in self.findings} | self.unsound
         self.findings.extend(problems_of(values, bad=bad, origin=self.it.origin, setter=self.it.setter, files=File() if self.files else None))
         if self.findings or not isinstance(config, RootConfig):
@@ -141,9 +143,13 @@ class _Check:
             for part in above:
                 node = node.get(part) if isinstance(node, dict) else None
             setter = self.it.setters.get(key.path, [None])[-1]
-            if not isinstance(node, dict) or last not in node or setter is None or setter.text is None or "${" in setter.text:
+            if not isinstance(node, dict) or last not in node or setter is None or setter.text is None:
                 continue
             value = node[last]
+            if "${" in setter.text:
+                if isinstance(value, (int, float)) and not {bool, int, float} & set(kinds):
+                    node[last] = str(value)
+                continue
             if isinstance(value, bool):
                 written = bool not in kinds
             elif isinstance(value, (int, float)):

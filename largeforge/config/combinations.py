@@ -59,6 +59,8 @@ class File:
 
     def problem(self, path: str, *, kind: str) -> str | None:
         """Return what is wrong with a path that is surely local, None where it is there or may be a Hub id."""
+        if path.startswith("<"):
+            return None  # the placeholder of a command to try
         if any(letter in path for letter in "*?["):
             return None if glob.glob(str(Path(path).expanduser()), recursive=True) else "no file matches"
         place = Path(path).expanduser()

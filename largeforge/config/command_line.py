@@ -74,8 +74,8 @@ def read_flags(argv: Sequence[str]) -> Flags:
         name = word.split("=")[0]
         if name.startswith("--") and len(name) > 2 and name not in known:
             setting = name.lstrip("-")
-            near = nearest(name, [flag for flag in known if flag.startswith("--")])
-            mend = f"{near}" if near else f"write {setting}=..., settings have no dashes"
+            near = nearest(setting, [flag[2:] for flag in known if flag.startswith("--")])
+            mend = f"--{near}" if near else f"write {setting}=..., settings have no dashes"
             raise LargeForgeError(f"There is no flag {name}.", next_step=mend)
     found = vars(parser.parse_intermixed_args(list(argv)))
     return Flags(

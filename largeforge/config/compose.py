@@ -12,16 +12,19 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from largeforge.config.command_line import Flags, Setting, read_flags, read_setting
 from largeforge.config.composed import Composed
-from largeforge.config.finding import COMMAND_LINE, Finding, config_error
+from largeforge.config.finding import COMMAND_LINE, Finding, config_error, mend
 from largeforge.config.hydra_seam import CompositionFault, Loaded, Order, order_files
 from largeforge.config.nearest import nearest
 from largeforge.config.places import SUFFIX, Library, shown, user_folder
 from largeforge.config.refusals import refuse
 from largeforge.config.yaml_file import YamlFile, read_yaml
+
+if TYPE_CHECKING:
+    from largeforge.task.config import RootConfig
 
 PATH_CHOICE = {"model": "hf", "data": "chat"}
 """model=<path or org/name> means model=hf model.path=...; data=<path> means data=chat data.path=..."""
@@ -91,12 +94,7 @@ def compose(argv: Sequence[str], *, files: bool = False) -> Composed:
         argv: settings such as "task=sft", and flags such as --config-dir.
         files: also look whether the files that the config names are there; what is about to run does.
     """
-    from largeforge.config.check import check
-
-    composition = gather(read_flags(argv))
-    config, values, findings = check(composition, files=files)
-    if findings or config is None:
-        raise config_error(findings, words=argv)
+    composition, config, values = checked(argv, files=files)
     choices = {group: choice for group, choice in composition.choices.items() if group != "recipe"}
     return Composed(
         task=choices["task"],
@@ -106,6 +104,31 @@ def compose(argv: Sequence[str], *, files: bool = False) -> Composed:
         overrides=tuple(word for word in composition.flags.words),
         recipe=composition.recipe,
     )
+
+
+def checked(argv: Sequence[str], *, files: bool = False) -> tuple[Composition, RootConfig, dict[str, Any]]:
+    """Compose and check; return what was composed, its typed root and its plain values. Raises ConfigError."""
+    from largeforge.config.check import check
+
+    composition = gather(read_flags(argv))
+    config, values, findings = check(composition, files=files)
+    if findings or config is None:
+        raise config_error(findings, words=argv, mended=_mended(argv, findings, files=files))
+    return composition, config, values
+
+
+def _mended(argv: Sequence[str], findings: Sequence[Finding], *, files: bool) -> list[str]:
+    """Return the command to try: mended, checked itself, and mended again where the mend was not enough."""
+    from largeforge.config.check import check
+
+    words = mend(argv, findings)
+    for _ in range(3):
+        _, _, left = check(gather(read_flags(words)), files=files)
+        better = mend(words, left)
+        if better == words:
+            break
+        words = better
+    return words
 
 
 def gather(flags: Flags, *, multirun: bool = False) -> Composition:

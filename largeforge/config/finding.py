@@ -38,34 +38,37 @@ class Finding:
     drop: str = ""
 
 
-def config_error(findings: Sequence[Finding], *, words: Sequence[str]) -> ConfigError:
-    """Gather findings, the same one once, and the command that mends what can be mended.
+def config_error(findings: Sequence[Finding], *, words: Sequence[str], mended: Sequence[str]) -> ConfigError:
+    """Gather findings, the same one once, and the command to try.
 
     Args:
         findings: in the order they shall be told.
         words: the command line as typed, flags included.
+        mended: the command line as it might be; the same where nothing can be mended by a command.
     """
     unique = list(dict.fromkeys((f.key, show(f.value), f.allowed, f.origin) for f in findings))
     problems = [Problem(key, value, allowed, origin) for key, value, allowed, origin in unique]
-    dropped = {finding.drop for finding in findings if finding.drop}
-    mends = list(dict.fromkeys(finding.mend for finding in findings if finding.mend))
-    if not mends and not dropped:
+    if list(mended) == list(words):
         return ConfigError(problems)
+    return ConfigError(problems, next_step=" ".join(["python -m largeforge", *(quote(word) for word in mended)]))
+
+
+def mend(words: Sequence[str], findings: Sequence[Finding]) -> list[str]:
+    """Return a command line in which every finding that a setting can mend is mended, in place where it was typed."""
+    best: dict[str, str] = {}
+    for finding in findings:
+        key = finding.mend.partition("=")[0]
+        if key and (key not in best or "=<" in best[key]):
+            best[key] = finding.mend
+    dropped = {finding.drop: finding.mend.partition("=")[0] for finding in reversed(findings) if finding.drop}
     kept: list[str] = []
     for word in words:
-        if word in dropped:
-            mend = next((m for m in mends if any(f.drop == word and f.mend == m for f in findings)), "")
-            if mend and mend not in kept:
-                kept.append(mend)
-        else:
-            kept.append(word)
-    set_already = {word.partition("=")[0] for word in kept if "=" in word}
-    for mend in mends:
-        if mend not in kept:
-            kept = [word for word in kept if word.partition("=")[0] != mend.partition("=")[0]] if mend.partition("=")[0] in set_already else kept
-            kept.append(mend)
-    kept.sort(key=lambda word: not word.startswith("task="))
-    return ConfigError(problems, next_step=" ".join(["python -m largeforge", *(quote(word) for word in kept)]))
+        key = dropped[word] if word in dropped else word.partition("=")[0] if "=" in word else ""
+        fix = best.get(key, "") if word in dropped or key in best else word
+        if fix and fix not in kept:
+            kept.append(fix)
+    kept += [fix for fix in best.values() if fix not in kept]
+    return sorted(kept, key=lambda word: not word.startswith("task="))
 
 
 def show(value: Any) -> str:

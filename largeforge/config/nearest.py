@@ -42,28 +42,41 @@ def nearest(word: str, names: Iterable[str]) -> str | None:
 def nearest_key(path: str, keys: Iterable[str]) -> str | None:
     """Return the key nearest to a dotted path, matched on the full path.
 
-    "adapter.rnk" -> "adapter.r", "train.max_steps" -> "trainer.max_steps", "max_steps" -> "trainer.max_steps".
+    "adapter.rnk" -> "adapter.r", "train.max_steps" -> "trainer.max_steps", "max_steps" -> "trainer.max_steps",
+    "lr" -> "method.learning_rate".
     """
     keys = list(keys)
     head, _, leaf = path.rpartition(".")
-    best: tuple[float, int, str] | None = None
-    for key in keys:
-        key_head, _, key_leaf = key.rpartition(".")
-        leaf_gap = distance(leaf.lower(), key_leaf)
-        if head or not key_head:
-            gap: float = leaf_gap + distance(head.lower(), key_head)
-        else:
-            gap = leaf_gap + 0.5  # a bare word: any group may be meant
-        if leaf_gap > max(1, len(leaf) // 2) and not (key_leaf.startswith(leaf[:1]) and head == key_head and len(key_leaf) <= 2):
-            continue
-        rank = (gap, -_shared(path, key), key)
-        if best is None or rank < best:
-            best = rank
-    if best is not None and best[0] <= max(2, len(path) // 3):
-        return best[2]
-    ends = [key for key in keys if leaf and len(leaf) > 1 and (key.rpartition(".")[2].startswith(leaf) or key.rpartition(".")[2].endswith(leaf))]
+    ranked = sorted(rank for key in keys if (rank := _rank(path, head, leaf, key)) is not None)
+    if ranked:
+        return ranked[0][2]
+    if len(leaf) < 2:
+        return None
+    ends = [key for key in keys if _leaf(key).startswith(leaf) or _leaf(key).endswith(leaf) or _initials(_leaf(key)) == leaf]
     same = [key for key in ends if key.rpartition(".")[0] == head] or (ends if not head else [])
     return min(same, key=len) if same else None
+
+
+def _rank(path: str, head: str, leaf: str, key: str) -> tuple[float, int, str] | None:
+    """How far a key is from a path, None where it is too far to be meant."""
+    key_head, _, key_leaf = key.rpartition(".")
+    leaf_gap = distance(leaf.lower(), key_leaf)
+    close = leaf_gap <= max(1, len(leaf) // 2)
+    if not head and key_head:  # a bare word: any group may be meant
+        return (leaf_gap + 0.5, -_shared(leaf, key_leaf), key) if leaf_gap <= len(leaf) // 3 else None
+    abbreviated = head == key_head and len(key_leaf) <= 2 and key_leaf.startswith(leaf[:1])
+    gap = leaf_gap + distance(head.lower(), key_head)
+    if not (close or abbreviated) or gap > max(2, len(path) // 3):
+        return None
+    return gap, -_shared(path, key), key
+
+
+def _leaf(key: str) -> str:
+    return key.rpartition(".")[2]
+
+
+def _initials(name: str) -> str:
+    return "".join(part[:1] for part in name.split("_"))
 
 
 def _shared(a: str, b: str) -> int:

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
-from largeforge.config.check import check
 from largeforge.config.command_line import read_flags
-from largeforge.config.compose import Composition, gather, leaves
-from largeforge.config.finding import config_error, show
+from largeforge.config.compose import Composition, checked, leaves
+from largeforge.config.finding import show
 from largeforge.config.hydra_seam import is_hydras
 
 
@@ -49,9 +47,6 @@ def as_yaml(values: dict[str, Any]) -> str:
 
 
 def _checked(argv: Sequence[str]) -> tuple[Composition, dict[str, Any]]:
-    flags = read_flags(argv)
-    composition = gather(replace(flags, words=tuple(word for word in flags.words if not is_hydras(word))) if flags.cfg == "all" else flags)
-    config, values, findings = check(composition)
-    if findings or config is None:
-        raise config_error(findings, words=argv)
+    own = [word for word in argv if not is_hydras(word)] if read_flags(argv).cfg == "all" else argv
+    composition, _, values = checked(own)
     return composition, values

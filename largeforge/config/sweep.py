@@ -22,7 +22,7 @@ from largeforge.artifact import write_atomically
 from largeforge.config.check import check
 from largeforge.config.command_line import Setting, read_flags
 from largeforge.config.compose import Composition, compose, gather
-from largeforge.config.finding import Finding, config_error
+from largeforge.config.finding import Finding, config_error, mend
 from largeforge.config.hydra_seam import CompositionFault, current_point, hydra_settings, is_hydras, matching, run_sweep
 from largeforge.errors import EXIT_DONE, EXIT_FAULT, InputError, LargeForgeError
 
@@ -202,8 +202,7 @@ def _check_points(argv: Sequence[str], settings: Sequence[Setting]) -> None:
             findings.append(finding)
     if not findings:
         return
-    mended = [_mended(finding, swept, repaired) for finding in findings]
-    raise config_error(mended, words=argv)
+    raise config_error(findings, words=argv, mended=mend(argv, [_mended(finding, swept, repaired) for finding in findings]))
 
 
 def _mended(finding: Finding, swept: Sequence[Setting], repaired: dict[tuple[str, str], str]) -> Finding:
