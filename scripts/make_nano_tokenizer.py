@@ -10,6 +10,7 @@ import random
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
@@ -72,7 +73,7 @@ CHOICES = {
     "engine": "hf vllm remote echo".split(),
     "recipe": "team mail notes support summaries".split(),
 }
-NUMBERS = {
+NUMBERS: dict[str, list[Any]] = {
     "adapter.r": [4, 8, 16, 32, 64],
     "adapter.alpha": [8, 16, 32, 64],
     "adapter.dropout": [0.0, 0.05, 0.1],

@@ -8,7 +8,6 @@ from pydantic import BeforeValidator, Field
 
 from largeforge.config.typed import Bool, PartConfig, PositiveFloat, PositiveInt, real_number
 
-
 DropoutRate = Annotated[float, BeforeValidator(real_number), Field(ge=0, lt=1)]
 
 

@@ -86,14 +86,17 @@ class LoRA:
             )
 
     def _go_on(self, network: PreTrainedModel) -> PreTrainedModel:
-        carried: Any = network.peft_config["default"]  # type: ignore[index]
+        carried: Any = network.peft_config["default"]
         config = self.config
         asked = {"r": config.r, "alpha": config.alpha, "rslora": config.rslora, "dora": config.dora}
         found = {"r": carried.r, "alpha": carried.lora_alpha, "rslora": carried.use_rslora, "dora": carried.use_dora}
         if asked != found:
             words = ", ".join(f"{key}={found[key]} (asked: {asked[key]})" for key in asked if asked[key] != found[key])
             mend = " ".join(f"adapter.{key}={str(value).lower()}" for key, value in found.items() if asked[key] != value)
-            raise InputError(f"This model is an adapter already, with {words}.", next_step=f"{mend}, which goes on training it; or adapter=none, which merges it and trains everything")
+            raise InputError(
+                f"This model is an adapter already, with {words}.",
+                next_step=f"{mend}, which goes on training it; or adapter=none, which merges it and trains everything",
+            )
         for name, parameter in network.named_parameters():
             parameter.requires_grad_("lora_" in name)
         return network
@@ -103,5 +106,5 @@ def linear_names(network: PreTrainedModel) -> list[str]:
     """Return the dotted names of the linear layers, the output head left out."""
     from torch.nn import Linear
 
-    head = network.get_output_embeddings()
+    head = network.get_output_embeddings()  # type: ignore[no-untyped-call]
     return [name for name, module in network.named_modules() if isinstance(module, Linear) and module is not head]

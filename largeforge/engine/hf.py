@@ -30,13 +30,15 @@ class HF:
         config: batch size, and how answers are drawn where nobody says.
         model: the network may be adapted, and in training mode: it is put into eval mode while it answers, and back.
         progress: not used; every engine is given it.
+        device: "cpu" or "cuda", where the network is brought before it answers; None is the GPU where there is one.
     """
 
-    def __init__(self, config: HFConfig, *, model: LoadedModel, progress: Progress | None = None) -> None:
+    def __init__(self, config: HFConfig, *, model: LoadedModel, progress: Progress | None = None, device: str | None = None) -> None:
         if model.tokenizer is None:
             raise InputError("An engine needs a tokenizer, and this model came without one.")
         self.config = config
         self.network = model.network
+        self.device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         self.tokenizer = model.tokenizer
         self.template = model.template
         self.ends = answer_ends(model)
@@ -45,6 +47,7 @@ class HF:
     def answers(self, requests: Sequence[ChatRequest]) -> Iterator[Answer]:
         """Answer in the order asked. Raises InputError, before any work, for a prompt that is longer than the context."""
         prompts = [self._prompt(request, number) for number, request in enumerate(requests)]
+        self._bring()
         size = self.config.batch_size
         for start in range(0, len(requests), size * WINDOW_BATCHES):
             window = sorted(range(start, min(start + size * WINDOW_BATCHES, len(requests))), key=lambda number: len(prompts[number]))
@@ -61,6 +64,7 @@ class HF:
     def stream(self, request: ChatRequest) -> Iterator[Delta]:
         """Answer one request as it comes: pieces of text that join to the whole, then one with the reason and the usage."""
         prompt = self._prompt(request, 0)
+        self._bring()
         decoding = Decoding(self.network, [prompt], [self._drawing(request, prompt)], self.ends)
         shown = ""
         with evaluating(self.network):
@@ -74,6 +78,11 @@ class HF:
                         yield Delta(piece)
         reason = decoding.ended_by[0]
         yield Delta("", finish_reason="length" if reason == "length" else "stop", usage=Usage(len(prompt), len(decoding.answers[0])))
+
+    def _bring(self) -> None:
+        if self.network.device.type != self.device:
+            network: torch.nn.Module = self.network
+            network.to(self.device)
 
     def _batch(self, prompts: list[list[int]], requests: list[ChatRequest]) -> list[Answer]:
         drawings = [self._drawing(request, prompt) for request, prompt in zip(requests, prompts, strict=True)]

@@ -27,7 +27,9 @@ def prompt_ids(tokenizer: PreTrainedTokenizerBase, template: str, request: ChatR
     try:
         found: Any = tokenizer.apply_chat_template(messages, chat_template=template, add_generation_prompt=True, tokenize=True, return_dict=True)
     except TemplateError as fault:
-        raise InputError(f"The model's chat template refuses this conversation: {fault}", next_step="leave out what it names, or model.chat_template=chatml") from fault
+        raise InputError(
+            f"The model's chat template refuses this conversation: {fault}", next_step="leave out what it names, or model.chat_template=chatml"
+        ) from fault
     ids: list[int] = found["input_ids"]
     if not ids:
         raise InputError("The prompt is empty: the chat template made no token of it.", next_step='prompt="..."')

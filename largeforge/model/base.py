@@ -74,7 +74,8 @@ class Source:
         if trainable:
             network.train()  # from_pretrained leaves eval mode, and Lightning keeps the mode it finds
         else:
-            network.requires_grad_(False).eval()
+            network.requires_grad_(False)
+            network.train(False)
         return LoadedModel(network, tokenizer, str(tokenizer.chat_template), place.source, notes)
 
     def outline(self, *, trainable: bool, precision: str | None = None, quant: Quant | None = None, adapter: Adapter | None = None) -> LoadedModel:
@@ -88,7 +89,10 @@ class Source:
         if tokenizer is None and self.config.chat_template is not None:
             notes.append(f"The chat template is declared in the config: {self.config.chat_template.splitlines()[0][:60]}.")
         with torch.device("meta"):
-            network = AutoModelForCausalLM.from_config(config, dtype=self.dtype(trainable, precision, adapter), attn_implementation=self.config.attention)
+            network: PreTrainedModel = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
+                config, dtype=self.dtype(trainable, precision, adapter), attn_implementation=self.config.attention
+            )
+            network = self.carried(network, folder)
             network = adapter.apply(network) if adapter is not None else network.requires_grad_(trainable)
         network.train(trainable)
         notes += self.shape_notes(config)
@@ -113,6 +117,10 @@ class Source:
         name_base(network, place)
         return network
 
+    def carried(self, network: PreTrainedModel, folder: Path | None) -> PreTrainedModel:
+        """Outline the adapter that the model brings along, where there is one."""
+        return network
+
     def tokenizer(self, folder: Path) -> PreTrainedTokenizerBase:
         """Read a folder's tokenizer."""
         return read_tokenizer(folder)
@@ -131,7 +139,10 @@ class Source:
             config: PretrainedConfig = AutoConfig.from_pretrained(folder, local_files_only=True)
             return config
         if self.config.shape is None:
-            raise ModelError(f"{self.name} is not on this machine, and its config gives no shape to plan from.", next_step="model.path=<a local folder>, or a choice that has a shape: model=qwen3_8b")
+            raise ModelError(
+                f"{self.name} is not on this machine, and its config gives no shape to plan from.",
+                next_step="model.path=<a local folder>, or a choice that has a shape: model=qwen3_8b",
+            )
         return network_config(self.config.shape)
 
     def shape_notes(self, config: PretrainedConfig) -> list[str]:
@@ -145,15 +156,20 @@ def read_network(folder: Path, *, dtype: torch.dtype, attention: str, arguments:
     from transformers import AutoModelForCausalLM
 
     quietly()
+    read: Any = AutoModelForCausalLM.from_pretrained
     try:
-        network, info = AutoModelForCausalLM.from_pretrained(
+        network, info = read(
             folder, dtype=dtype, attn_implementation=attention, local_files_only=True, use_safetensors=True, output_loading_info=True, **arguments
         )
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as fault:
-        raise ModelError(f"{folder} cannot be loaded: {fault}", next_step="check that its config.json and weights belong together, or download it again") from fault
+        raise ModelError(
+            f"{folder} cannot be loaded: {fault}", next_step="check that its config.json and weights belong together, or download it again"
+        ) from fault
     wrong = sorted(map(str, [*info["missing_keys"], *info["mismatched_keys"]]))
     if wrong:
-        raise ModelError(f"{folder} lacks weights that its config.json asks for: {', '.join(wrong[:4])} ({len(wrong)} in all).", next_step="download or save the model again")
+        raise ModelError(
+            f"{folder} lacks weights that its config.json asks for: {', '.join(wrong[:4])} ({len(wrong)} in all).", next_step="download or save the model again"
+        )
     found: PreTrainedModel = network
     return found
 
@@ -170,7 +186,9 @@ def read_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     from transformers import AutoTokenizer
 
     if not any((folder / name).is_file() for name in TOKENIZER_FILES):
-        raise ModelError(f"{folder} holds no tokenizer ({', '.join(TOKENIZER_FILES[:2])} ...).", next_step="save it beside the weights: tokenizer.save_pretrained(folder)")
+        raise ModelError(
+            f"{folder} holds no tokenizer ({', '.join(TOKENIZER_FILES[:2])} ...).", next_step="save it beside the weights: tokenizer.save_pretrained(folder)"
+        )
     try:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError, KeyError, TypeError) as fault:

@@ -19,5 +19,5 @@ def held_dtype(name: str, precision: str | None = None) -> torch.dtype:
 def computes_bf16() -> bool:
     """True where the GPU, or without one the CPU, has bf16 arithmetic of its own rather than emulating it."""
     if torch.cuda.is_available():
-        return torch.cuda.is_bf16_supported(including_emulation=False)
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())  # the names torch has for it

@@ -59,7 +59,10 @@ def weight_files(folder: Path) -> list[Path]:
         named = sorted(set(read_json(index).get("weight_map", {}).values()))
         missing = [name for name in named if not (folder / name).is_file()]
         if missing or not named:
-            raise ModelError(f"{index} names shards that are missing: {', '.join(missing) or 'none named'}.", next_step=f"copy them into {folder}, or download the model again")
+            raise ModelError(
+                f"{index} names shards that are missing: {', '.join(missing) or 'none named'}.",
+                next_step=f"copy them into {folder}, or download the model again",
+            )
         return [folder / name for name in named]
     single = folder / "model.safetensors"
     if single.is_file():

@@ -77,7 +77,8 @@ def state(tensors: Any, *, num_heads: int, num_key_value_heads: int) -> dict[str
 def _halves(weights: NDArray[np.float32], num_heads: int) -> NDArray[np.float32]:
     """Undo GGUF's order of rotary pairs: it interleaves what transformers keeps in two halves of a head."""
     rows, width = weights.shape
-    return weights.reshape(num_heads, rows // num_heads // 2, 2, width).swapaxes(1, 2).reshape(rows, width)
+    halves: NDArray[np.float32] = weights.reshape(num_heads, rows // num_heads // 2, 2, width).swapaxes(1, 2).reshape(rows, width)
+    return halves
 
 
 def write_config(facts: dict[str, Any], folder: Path, *, tied: bool) -> None:
@@ -102,7 +103,8 @@ def write_config(facts: dict[str, Any], folder: Path, *, tied: bool) -> None:
         **ids,
     )
     config.save_pretrained(folder)
-    GenerationConfig(**ids).save_pretrained(folder)
+    generation: Any = GenerationConfig
+    generation(**ids).save_pretrained(folder)
 
 
 def _pad_id(facts: dict[str, Any]) -> int:

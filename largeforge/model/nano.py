@@ -22,7 +22,7 @@ from largeforge.model.shape import network_config
 from largeforge.model.template import CHATML
 
 if TYPE_CHECKING:
-    from transformers import PretrainedConfig, PreTrainedTokenizerBase
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 TOKENIZER = Path(__file__).with_name("nano_tokenizer.json")
 PAD, START, END = "<|pad|>", "<|im_start|>", "<|im_end|>"
@@ -56,7 +56,9 @@ class Nano(Source):
     def offline_tokenizer(self, folder: Path | None) -> PreTrainedTokenizerBase:
         from transformers import PreTrainedTokenizerFast
 
-        tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(TOKENIZER), eos_token=END, pad_token=PAD, additional_special_tokens=[START])
+        tokenizer: PreTrainedTokenizerBase = PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
+            tokenizer_file=str(TOKENIZER), eos_token=END, pad_token=PAD, additional_special_tokens=[START]
+        )
         tokenizer.model_max_length = self.config.shape.max_position_embeddings
         tokenizer.chat_template = CHATML
         return tokenizer
@@ -68,10 +70,10 @@ class Nano(Source):
         quietly()
         config = self.network_config(None)
         with torch.device("meta"):
-            network = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+            network: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=torch.float32)  # type: ignore[no-untyped-call]
         network.to_empty(device="cpu")
         generator = torch.Generator().manual_seed(self.config.init_seed)
-        for name, parameter in sorted(network.named_parameters()):
+        for _, parameter in sorted(network.named_parameters()):
             if parameter.dim() == 1:  # norms
                 torch.nn.init.ones_(parameter)
             else:

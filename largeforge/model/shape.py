@@ -10,7 +10,6 @@ from largeforge.model.config import Shape
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
-# Keys of Shape that some transformers configs keep under another name or derive: compared and set through these only.
 _PLAIN = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "tie_word_embeddings")
 
 
@@ -29,7 +28,9 @@ def network_config(shape: Shape, **more: Any) -> PretrainedConfig:
         )
     values = shape.model_dump(exclude={"model_type", "rope_theta"})
     rope = {"rope_theta": shape.rope_theta, "rope_type": "default"}
-    return CONFIG_MAPPING[shape.model_type](**values, rope_parameters=rope, **more)
+    kind: Any = CONFIG_MAPPING[shape.model_type]
+    config: PretrainedConfig = kind(**values, rope_parameters=rope, **more)
+    return config
 
 
 def differences(shape: Shape, config: PretrainedConfig) -> list[str]:

