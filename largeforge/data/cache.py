@@ -25,7 +25,10 @@ if TYPE_CHECKING:
 FACTS = "facts.json"
 ROWS_PER_BATCH = 1024
 # The source that turns rows into tokens: a change in any of it makes other entries.
-CODE = tuple(Path(__file__).with_name(name) for name in ("cache.py", "formats.py", "lint.py", "mask.py", "module.py", "rows.py", "tokens.py"))
+CODE = tuple(
+    Path(__file__).with_name(name)
+    for name in ("cache.py", "chat.py", "files.py", "formats.py", "hub.py", "lint.py", "mask.py", "module.py", "rows.py", "tokens.py")
+)
 
 
 def code_hash(files: Sequence[Path] | None = None) -> str:

@@ -25,6 +25,7 @@ TEXT_SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv")
 TABLE_SUFFIXES = (".parquet", ".arrow", ".feather")
 SUFFIXES = TEXT_SUFFIXES + TABLE_SUFFIXES
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+_FOREIGN = re.compile("[\udc80-\udcff]")  # what errors="surrogateescape" makes of a byte that is no UTF-8
 _BLOCK_CHARS = 1 << 16
 _TABLE_ROWS = 512
 
@@ -145,24 +146,22 @@ def _json(file: Path) -> Iterator[Record | BadRow]:
             continue
         origin = f"{file}:{text.line}"
         try:
-            value = text.value()
+            value, foreign = text.value()
         except (ValueError, RecursionError) as fault:
             yield BadRow(origin, "", f"is no JSON: {fault}", "check the file with: python -m json.tool FILE")
             return  # where the next record would begin is not known
-        yield Record(value, origin)
-    if text.broken:
-        yield BadRow(f"{file}:{text.line}", "", f"is not UTF-8: {text.broken}", _recode(file))
+        yield BadRow(origin, "", f"is not UTF-8 (byte {foreign:#04x})", _recode(file)) if foreign else Record(value, origin)
 
 
 class _Window:
     """A moving window over a JSON text: decodes one value at a time and counts lines."""
 
     def __init__(self, file: Path) -> None:
-        self._stream = file.open(encoding="utf-8-sig", newline="")
+        # Bytes that are no UTF-8 come through as lone surrogates, so that the row can be named and reading goes on.
+        self._stream = file.open(encoding="utf-8-sig", errors="surrogateescape", newline="")
         self._decoder = json.JSONDecoder()
         self._text = ""
         self.line = 1
-        self.broken = ""
 
     def peek(self) -> str:
         """The next character that is not whitespace; "" at the end."""
@@ -176,16 +175,17 @@ class _Window:
         self.line += self._text.count("\n", 0, count)
         self._text = self._text[count:]
 
-    def value(self) -> Any:
-        """Decode the value that begins here, reading on until it is whole. Raises ValueError."""
+    def value(self) -> tuple[Any, int]:
+        """Decode the value that begins here, reading on until it is whole; with its first byte that is no UTF-8, or 0. Raises ValueError."""
         wanted = _BLOCK_CHARS
         while True:
             try:
                 value, end = self._decoder.raw_decode(self._text)
                 # A number or word that touches the end of the window may go on in the next block.
                 if end < len(self._text) or not self._more():
+                    foreign = _FOREIGN.search(self._text, 0, end)
                     self.take(end)
-                    return value
+                    return value, ord(foreign[0]) - 0xDC00 if foreign else 0
             except json.JSONDecodeError as fault:
                 # Broken well before the end of what was read is broken for good; near the end it may only be unfinished.
                 unfinished = fault.pos >= len(self._text) - 16 or "Unterminated" in fault.msg
@@ -195,14 +195,10 @@ class _Window:
                 wanted *= 2  # so that a value of n characters is decoded log n times
 
     def _more(self, count: int = _BLOCK_CHARS) -> bool:
-        """Read on; False at the end of the file, or where it goes on in no UTF-8."""
+        """Read on; False at the end of the file."""
         if self._stream.closed:
             return False
-        try:
-            block = self._stream.read(count)
-        except UnicodeDecodeError as fault:
-            self.broken = f"byte {fault.object[fault.start]:#04x}"
-            block = ""
+        block = self._stream.read(count)
         if not block:
             self._stream.close()
         self._text += block
@@ -211,7 +207,6 @@ class _Window:
 
 def _csv(file: Path, *, delimiter: str) -> Iterator[Record | BadRow]:
     csv.field_size_limit(max(csv.field_size_limit(), 1 << 27))  # answers longer than the default of 128 KiB are fine
-    # Bytes that are no UTF-8 come through as lone surrogates, so that the row can be named and reading goes on.
     with file.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as stream:
         reader = csv.reader(stream, delimiter=delimiter, strict=True)
         header = next(reader, None)
@@ -233,7 +228,7 @@ def _csv(file: Path, *, delimiter: str) -> Iterator[Record | BadRow]:
                     origin, "", f"has {len(cells)} fields; the header has {len(header)} ({', '.join(header)})", "quote fields that hold a comma or a newline"
                 )
                 continue
-            broken = next((name for name, cell in zip(header, cells, strict=True) if any("\udc80" <= char <= "\udcff" for char in cell)), None)
+            broken = next((name for name, cell in zip(header, cells, strict=True) if _FOREIGN.search(cell)), None)
             if broken is not None:
                 yield BadRow(origin, broken, "is not UTF-8", _recode(file))
                 continue

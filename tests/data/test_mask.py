@@ -134,7 +134,8 @@ def test_a_special_token_that_swallows_whitespace_stays_outside() -> None:
     from tokenizers import AddedToken
 
     tokenizer = make_tokenizer(
-        "{% for m in messages %}{{ '<|' + m['role'] + '|>\n' + m['content'] + '<|im_end|>\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|assistant|>\n' }}{% endif %}"
+        "{% for m in messages %}{{ '<|' + m['role'] + '|>\n' + m['content'] + '<|im_end|>\n' }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<|assistant|>\n' }}{% endif %}"
     )
     tokenizer.add_special_tokens({"additional_special_tokens": [AddedToken("<|assistant|>", rstrip=True, special=True)]})
     chat = ChatTokenizer(tokenizer)

@@ -1,0 +1,63 @@
+"""Layouts: every row once, nothing over the width, and how full both ways are."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from largeforge.data.layout import Layout, length_sorted, packed, positions
+
+
+def rows_of(layout: Layout) -> list[int]:
+    return sorted(row for micro in layout for sequence in micro for row in sequence)
+
+
+def skewed(count: int, seed: int = 0) -> list[int]:
+    """Lengths as chats have them: many short, a few long."""
+    return [int(n) for n in np.clip(np.random.default_rng(seed).lognormal(4.5, 0.8, count), 8, 512)]
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("micro_batch_size", [1, 3, 64])
+def test_every_row_stands_once_and_none_over_the_width(seed: int, micro_batch_size: int) -> None:
+    lengths = skewed(97, seed)
+    layout = packed(lengths, width=512, micro_batch_size=micro_batch_size)
+    assert rows_of(layout) == list(range(97))
+    assert all(0 < sum(lengths[row] for row in sequence) <= 512 for micro in layout for sequence in micro)
+    assert all(len(micro) == micro_batch_size for micro in layout[:-1])
+    assert 0 < len(layout[-1]) <= micro_batch_size
+    layout = length_sorted(lengths, micro_batch_size=micro_batch_size)
+    assert rows_of(layout) == list(range(97))
+    assert all(len(sequence) == 1 for micro in layout for sequence in micro)
+    assert [lengths[row] for micro in layout for (row,) in micro] == sorted(lengths, reverse=True)
+
+
+def test_best_fit_decreasing_by_hand() -> None:
+    """7 opens a sequence, 6 a second; 4 leaves no room in the second (first: 3 left); 3 fills the first; 2 opens a third."""
+    lengths = [2, 3, 4, 6, 7]
+    assert packed(lengths, width=10, micro_batch_size=1) == [[[4, 1]], [[3, 2]], [[0]]]
+
+
+def test_best_fit_takes_the_tightest_room() -> None:
+    """Rooms of 2 and 3 are open when 2 comes: it goes where nothing is left over, so that 3 still finds its place."""
+    layout = packed([8, 7, 3, 2], width=10, micro_batch_size=4)
+    assert sorted(sorted(sequence) for sequence in layout[0]) == [[0, 3], [1, 2]]
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_packing_fills_skewed_lengths(seed: int) -> None:
+    lengths = skewed(256, seed)
+    layout = packed(lengths, width=512, micro_batch_size=1)
+    sequences = sum(len(micro) for micro in layout)
+    assert sum(lengths) / (512 * sequences) >= 0.95
+    assert sum(lengths) / positions(layout, lengths) >= 0.95
+
+
+def test_positions_count_padding() -> None:
+    assert positions([[[0], [1, 2]], [[3]]], [5, 2, 2, 7]) == 2 * 5 + 7
+
+
+def test_equal_lengths_are_laid_out_the_same_every_time() -> None:
+    lengths = [64] * 50
+    assert packed(lengths, width=256, micro_batch_size=4) == packed(lengths, width=256, micro_batch_size=4)
+    assert rows_of(packed(lengths, width=256, micro_batch_size=4)) == list(range(50))
