@@ -150,6 +150,7 @@ class _Gathering:
         self.multirun = multirun
         self.files: dict[str, tuple[YamlFile, dict[str, Any]]] = {}
         self.asked: dict[str, str] = {}
+        self.names: dict[Path, str] = {}
         self.given: dict[str, Path] = {}
         self.chosen_by: dict[str, Setting] = {}
 
@@ -406,7 +407,9 @@ class _Gathering:
                 self._note(there, value, here, file)
 
     def _note(self, there: tuple[str, ...], value: Any, here: tuple[str, ...], file: YamlFile) -> None:
-        origin = f"{shown(file.path)}:{file.lines.get(here, 1)}"
+        if file.path not in self.names:
+            self.names[file.path] = shown(file.path)
+        origin = f"{self.names[file.path]}:{file.lines.get(here, 1)}"
         self.it.setters.setdefault(".".join(there), []).append(Setter(value, origin, file.texts.get(here), comment=file.comment(here)))
 
     def _settings_file(self) -> None:
@@ -469,11 +472,23 @@ class _Gathering:
         from omegaconf import OmegaConf
         from omegaconf.errors import OmegaConfBaseException
 
-        whole = OmegaConf.create(it.values)
         plain = copy.deepcopy(it.values)
-        for path, value in list(leaves(it.values)):
+        sound = copy.deepcopy(it.values)
+        open_ones: list[tuple[tuple[str, ...], str]] = []
+        for path, value in leaves(it.values):
             if not (isinstance(value, str) and "${" in value):
                 continue
+            try:
+                OmegaConf.create({"value": value})
+                open_ones.append((path, value))
+            except (OmegaConfBaseException, RecursionError):
+                dotted = ".".join(path)
+                _replace(sound, path, "")
+                if not any(setter.word for setter in it.setters.get(dotted, [])[-1:]):  # free text of the command line stays what it is
+                    it.findings.append(Finding(dotted, value, "an interpolation is written ${key}", it.origin(dotted)))
+                    it.unsound.add(dotted)
+        whole = OmegaConf.create(sound)
+        for path, value in open_ones:
             dotted = ".".join(path)
             try:
                 node: Any = whole
@@ -485,11 +500,14 @@ class _Gathering:
                 it.findings.append(Finding(dotted, value, reason, it.origin(dotted)))
                 it.unsound.add(dotted)
                 found = None
-            target: Any = plain
-            for key in path[:-1]:
-                target = target[int(key)] if isinstance(target, list) else target[key]
-            target[int(path[-1]) if isinstance(target, list) else path[-1]] = found
+            _replace(plain, path, found)
         return plain
+
+
+def _replace(values: Any, path: tuple[str, ...], value: Any) -> None:
+    for key in path[:-1]:
+        values = values[int(key)] if isinstance(values, list) else values[key]
+    values[int(path[-1]) if isinstance(values, list) else path[-1]] = value
 
 
 def leaves(value: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:

@@ -12,10 +12,10 @@ from typing import Any, cast
 
 from hydra import version
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
-from hydra._internal.config_repository import ConfigRepository, IConfigRepository
+from hydra._internal.config_repository import IConfigRepository
 from hydra._internal.config_search_path_impl import ConfigSearchPathImpl
 from hydra._internal.defaults_list import OverrideMetadata, Overrides, _create_defaults_list
-from hydra.core.default_element import GroupDefault, ResultDefault
+from hydra.core.default_element import ConfigDefault, GroupDefault, InputDefault, ResultDefault
 from hydra.core.object_type import ObjectType
 from hydra.core.override_parser.types import Quote, QuotedString, ValueType
 from hydra.errors import HydraException
@@ -130,7 +130,7 @@ class _Repository(IConfigRepository):
         self._load = load
         self._is_group = is_group
         self._cache: dict[str, ConfigResult | None] = {}
-        self._reader = ConfigRepository.__new__(ConfigRepository)
+        self._nothing = OmegaConf.create({})
 
     def load_config(self, config_path: str) -> ConfigResult | None:
         if config_path not in self._cache:
@@ -138,8 +138,8 @@ class _Repository(IConfigRepository):
             if loaded is None:
                 self._cache[config_path] = None
             else:
-                result = ConfigResult("largeforge", config_path, OmegaConf.create({}), {"package": loaded.package})
-                result.defaults_list = self._reader._create_defaults_list(config_path, OmegaConf.create(loaded.defaults))
+                result = ConfigResult("largeforge", config_path, self._nothing, {"package": loaded.package})
+                result.defaults_list = [_default(item, config_path) for item in loaded.defaults]
                 self._cache[config_path] = result
         return self._cache[config_path]
 
@@ -160,6 +160,21 @@ class _Repository(IConfigRepository):
 
     def initialize_sources(self, config_search_path: Any) -> None:
         raise NotImplementedError("files are found by LargeForge")
+
+
+def _default(item: Any, config_path: str) -> InputDefault:
+    """Read one item of a defaults list: "hf", "/recipe/base", {"override /model@teacher": "nano"}."""
+    if isinstance(item, str):
+        path, _, package = item.partition("@")
+        return ConfigDefault(path=path, package=package or None)
+    if not isinstance(item, dict) or len(item) != 1:
+        raise ValueError(f"In {config_path}: an item of defaults is one group and its choice, not {item}")
+    (key, choice), *_ = item.items()
+    *keywords, group = str(key).split(" ")
+    group, _, package = group.partition("@")
+    if not (choice is None or isinstance(choice, str)):
+        raise ValueError(f"In {config_path}: the choice of {group} is one name, not {choice}")
+    return GroupDefault(group=group, value=choice, package=package or None, optional="optional" in keywords, override="override" in keywords)
 
 
 def order_files(chosen: Mapping[str, str | None], *, load: Callable[[str], Loaded | None], is_group: Callable[[str], bool]) -> Order:

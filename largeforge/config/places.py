@@ -14,6 +14,7 @@ from pathlib import Path
 SUFFIX = ".yaml"
 
 
+@lru_cache(maxsize=4)
 def shipped(name: str) -> Path:
     """Return the folder `name` that ships with LargeForge: inside the installed package, else beside it in a checkout."""
     package = Path(__file__).resolve().parent.parent
@@ -56,7 +57,7 @@ class Library:
         """True where `name` ("model", "data/step") is a group of choices."""
         if not name or name.startswith(("hydra", "_")) or ".." in name:
             return False
-        return name == "recipe" or any(_is_folder(folder / name) for folder in self.folders())
+        return name == "recipe" or any((folder / name).is_dir() for folder in self.folders())
 
     def groups(self) -> list[str]:
         """Every group that ships or that --config-dir adds, nested ones with a slash, "task" first; without "recipe"."""
@@ -105,11 +106,6 @@ class Library:
     def is_shipped(self, path: Path) -> bool:
         """True for a file of LargeForge's own conf/; recipes are never trusted, wherever they stand."""
         return shipped("conf") in path.resolve().parents
-
-
-@lru_cache(maxsize=1024)
-def _is_folder(path: Path) -> bool:
-    return path.is_dir()
 
 
 def shown(path: Path) -> str:

@@ -6,14 +6,14 @@ from typing import Literal
 
 from pydantic import Field
 
-from largeforge.config.typed import Fraction, NonNegativeInt, PartConfig, PositiveInt
+from largeforge.config.typed import Bool, Fraction, NonNegativeInt, PartConfig, PositiveInt
 
 
 class DataConfig(PartConfig):
     """What all rows of chat have in common."""
 
     max_length: PositiveInt = Field(description="Longest row in tokens; also the width of a packed row.")
-    packing: Literal["auto"] | bool = Field(description="Put several rows into one: true, false, or auto, which compares how full both ways would be.")
+    packing: Literal["auto"] | Bool = Field(description="Put several rows into one: true, false, or auto, which compares how full both ways would be.")
     validation: str | Fraction = Field(description="Validation rows: a path, or the share of the rows to set aside (0 is none).")
     num_workers: NonNegativeInt = Field(description="Processes that make batches ahead; 0 makes them in the main process.")
 

@@ -1,0 +1,237 @@
+"""Config mistakes: each kind told as law 3 says, and three hundred of them from a seed."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from largeforge.__main__ import main
+from largeforge.config.check import key_table
+from largeforge.config.command_line import read_flags
+from largeforge.config.compose import compose, gather
+from largeforge.errors import ConfigError
+
+from .conftest import Put
+from .test_compose import problems, tried
+
+
+def test_the_example_of_our_style(put: Put) -> None:
+    """Proves SR-NF-041, SYS-U-001, SYS-U-004: what was wrong, the value, what is allowed, where, and the next command."""
+    put("chats.jsonl", "{}\n")
+    put("recipes/team.yaml", "defaults: [override /task: sft, override /data: chat]\n\n\n\n\ntrainer:\n  precision: bf8\n")
+    argv = ["task=sft", "recipe=team", "adapter.rnk=8", "data.path=chats.json"]
+    found = problems(*argv, files=True)
+    assert found["adapter.rnk"] == ("8", "no such key; nearest: adapter.r", "command line")
+    assert found["trainer.precision"] == ("bf8", "one of: auto, fp32, bf16, fp16", "recipes/team.yaml:7")
+    assert found["data.path"] == ("chats.json", "no such file; in this folder: chats.jsonl", "command line")
+    assert tried(*argv, files=True) == "python -m largeforge task=sft recipe=team adapter.r=8 data.path=chats.jsonl trainer.precision=bf16"
+
+
+@pytest.mark.parametrize(
+    ("argv", "key", "allowed"),
+    [
+        ("task=sft model=nanoo", "model", "nearest: nano"),
+        ("task=stf", "task", "nearest: sft"),
+        ("task=sft modle=nano", "modle", "nearest: model"),
+        ("task=sft +model.max_lenght=3", "model.max_lenght", "no such key"),
+        ("task=sft data=chat", "data.path", "must be given"),
+        ("task=sft adapter=none adapter.r=8", "adapter.r", "adapter=lora has: add adapter=lora"),
+        ("task=chat adapter.r=8", "adapter.r", "task=chat has no adapter"),
+        ("task=chat method=sft", "method", "task=chat has no method"),
+        ("task=sft train.max_steps=3", "train.max_steps", "nearest: trainer.max_steps"),
+        ("task=sft max_steps=3", "max_steps", "nearest: trainer.max_steps"),
+        ("task=sft trainer.max_steps=true", "trainer.max_steps", "a whole number, 1 or more or null"),
+        ("task=sft trainer.max_steps=1.5", "trainer.max_steps", "a whole number"),
+        ("task=sft adapter.rslora=1", "adapter.rslora", "true or false"),
+        ("task=sft adapter.dropout=1", "adapter.dropout", "below 1"),
+        ("task=sft adapter.dropout=nan", "adapter.dropout", "a number"),
+        ("task=sft adapter.r=4,8", "adapter.r", "add -m"),
+        ("task=sft data.packing=yes", "data.packing", "one of: auto, true, false"),
+        ("task=sft ~adapter", "~adapter", "choose none"),
+        ("task=sft adapter=[lora,none]", "adapter", "one of: lora, none"),
+        ("task=sft adapter.r.x=1", "adapter.r", "not keys below it"),
+        ("task=sft hydra.run.dir=x", "hydra.run.dir", "add -m"),
+        ("task=sft recipe=nano_chek", "recipe", "nearest: nano_check"),
+        ("model=nano", "task", "one of: chat"),
+        ("task=sft nano", "nano", "no setting"),
+        ("task=sft trainer.micro_batch_size=64 data.packing=false", "trainer.micro_batch_size", "at most trainer.batch_size"),
+        ("task=sft trainer.checkpoint.keep_best=1 data.validation=0", "trainer.checkpoint.keep_best", "needs validation rows"),
+        ("task=sft trainer.early_stopping.patience=1", "trainer.early_stopping.patience", "trainer.validate_every_steps"),
+        ("task=sft trainer=cpu trainer.precision=fp16", "trainer.precision", "fp16 trains on a GPU"),
+        ("task=sft model=nano data.max_length=4096", "data.max_length", "at most 2048"),
+        ("task=sft trainer.devices=32", "trainer.batch_size", "at least one row"),
+    ],
+)
+def test_each_kind_is_told(argv: str, key: str, allowed: str) -> None:
+    """Proves SYS-F-063, SYS-U-004."""
+    found = problems(*argv.split())
+    assert list(found) == [key], found
+    assert allowed in found[key][1]
+
+
+def test_the_command_to_try_is_right() -> None:
+    for argv in (
+        "task=sft model=nanoo trainer.max_step=0 trainer.precison=bf8 adapter.dropout=2",
+        "task=sft adapter=none adapter.r=8",
+        "task=sft trainer.max_steps=2.0 seed=-1 trainer=cpu trainer.precision=fp16",
+        "model=nano",
+        "task=sft data.max_length=90000",
+        "task=sft lr=1e-4 adapter.rank=8",
+    ):
+        command = tried(*argv.split())
+        assert command.startswith("python -m largeforge task=")
+        compose(command.removeprefix("python -m largeforge ").split())
+
+
+def test_a_bare_word_that_is_a_task() -> None:
+    assert "nearest: task=sft" in problems("sft")["sft"][1]
+    assert tried("sft", "seed=x") == "python -m largeforge task=sft seed=0"
+
+
+def test_combinations_are_told_beside_other_mistakes() -> None:
+    found = problems("task=sft", "model=nano", "data.max_length=4096", "adapter.rnk=1", "trainer.precision=bf8")
+    assert set(found) == {"data.max_length", "adapter.rnk", "trainer.precision"}
+
+
+def test_broken_yaml_tells_file_line_and_column(put: Put) -> None:
+    """Proves SYS-D-005: configuration files are YAML; what is no YAML is told where it breaks."""
+    put("recipes/broken.yaml", "defaults:\n  - override /task: sft\ntrainer:\n  max_steps: [1, 2\nseed: 1\n")
+    put("recipes/twice.yaml", "defaults: [task: sft]\nseed: 1\nseed: 2\n")
+    put("recipes/tab.yaml", "defaults: [task: sft]\ntrainer:\n\tseed: 1\n")
+    put("recipes/word.yaml", "just words\n")
+    value, _, origin = problems("task=sft", "recipe=broken", "adapter.rnk=1")["recipe/broken"]
+    assert value == "broken YAML"
+    assert origin.startswith("recipes/broken.yaml:5:")
+    assert "adapter.rnk" in problems("task=sft", "recipe=broken", "adapter.rnk=1")
+    assert "duplicate key seed" in problems("recipe=twice")["recipe/twice"][1]
+    assert problems("recipe=twice")["recipe/twice"][2] == "recipes/twice.yaml:3:1"
+    assert problems("recipe=tab")["recipe/tab"][2].startswith("recipes/tab.yaml:3:")
+    assert "expected keys and values" in problems("recipe=word")["recipe/word"][1]
+
+
+def test_broken_choice_is_told_once(put: Put) -> None:
+    put("mine/adapter/odd.yaml", "_target_: [\n")
+    assert list(problems("task=sft", "adapter=odd", "--config-dir", "mine")) == ["adapter/odd"]
+
+
+def test_mistakes_in_a_recipe_name_its_lines(put: Put) -> None:
+    put("recipes/r.yaml", "defaults:\n  - override /task: sft\n  - override /model: nanoo\n  - /recipe/bse\nadapter:\n  rnk: 1\n  r: x\nname: ${nokey}\n")
+    put("recipes/base.yaml", "seed: 1\n")
+    found = problems("recipe=r")
+    assert found["model"][2] == "recipes/r.yaml:3"
+    assert found["recipe"][2] == "recipes/r.yaml:4"
+    assert found["adapter.rnk"][2] == "recipes/r.yaml:6"
+    assert found["adapter.r"][2] == "recipes/r.yaml:7"
+    assert found["name"][2] == "recipes/r.yaml:8"
+
+
+def test_a_recipe_that_extends_itself_is_told(put: Put) -> None:
+    put("recipes/a.yaml", "defaults: [task: sft, recipe: b]\n")
+    put("recipes/b.yaml", "defaults: [/recipe/a]\n")
+    found = problems("recipe=a")
+    assert "extends itself" in found["defaults"][1]
+
+
+# ---- three hundred, from a seed ----
+
+SEED = 20_261
+COUNT = 300
+
+
+def letters(random_: random.Random, word: str, count: int) -> str:
+    """Change one or two letters of a word: drop, double, swap or replace."""
+    for _ in range(count):
+        place = random_.randrange(len(word))
+        kind = random_.choice("drop double swap replace".split())
+        if kind == "drop" and len(word) > 3:
+            word = word[:place] + word[place + 1 :]
+        elif kind == "swap" and place + 1 < len(word):
+            word = word[:place] + word[place + 1] + word[place] + word[place + 2 :]
+        elif kind == "replace":
+            word = word[:place] + random_.choice("abcdefghijklmnopqrstuvwxyz") + word[place + 1 :]
+        else:
+            word = word[:place] + word[place] + word[place:]
+    return word
+
+
+class Mistakes:
+    """Makes one mistake at a time: the word on the command line or line in a recipe, and what must be told."""
+
+    def __init__(self, seed: int) -> None:
+        self.random = random.Random(seed)
+        self.keys = {path: key for path, key in key_table(gather(read_flags(["task=sft"]))).items() if key.part is None and not path.endswith("shape")}
+        self.typos = self.right = 0
+
+    def typo(self) -> tuple[str, str, str]:
+        path = self.random.choice(sorted(path for path in self.keys if "." in path and len(path.rpartition(".")[2]) > 3))
+        group, _, leaf = path.rpartition(".")
+        wrong = leaf
+        while f"{group}.{wrong}" in self.keys or wrong == leaf:
+            wrong = letters(self.random, leaf, self.random.choice([1, 2]))
+        return f"{group}.{wrong}", "1", path
+
+    def of_type(self) -> tuple[str, str, str]:
+        path = self.random.choice(sorted(path for path, key in self.keys.items() if "number" in key.allowed and "text" not in key.allowed))
+        return path, self.random.choice(["many", "true", "[1, 2]", "x1"]), ""
+
+    def out_of_range(self) -> tuple[str, str, str]:
+        path = self.random.choice(sorted(path for path, key in self.keys.items() if "1 or more" in key.allowed))
+        return path, str(-self.random.randrange(1, 99)), ""
+
+    def literal(self) -> tuple[str, str, str]:
+        path = self.random.choice(sorted(path for path, key in self.keys.items() if key.allowed.startswith("one of")))
+        return path, "no_such_word", ""
+
+    def group(self) -> tuple[str, str, str]:
+        return f"{letters(self.random, self.random.choice(['tracker', 'benchmark', 'trainer']), 1)}x.some_key", "1", ""
+
+    def other_task(self) -> tuple[str, str, str]:
+        return self.random.choice(["prompt", "system"]), "hello", ""
+
+
+def test_three_hundred_mistakes(put: Put, desk: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Proves SR-NF-041, SYS-U-001, SYS-U-004: all exit 2, every one told with its origin, no traceback, suggestions right."""
+    make = Mistakes(SEED)
+    kinds: list[Callable[[], tuple[str, str, str]]] = [make.typo, make.typo, make.of_type, make.out_of_range, make.literal, make.group, make.other_task]
+    typos = right = 0
+    for number in range(COUNT):
+        wanted = 3 if number % 3 == 0 else 1
+        chosen: dict[str, tuple[str, str]] = {}
+        while len(chosen) < wanted:
+            key, value, suggestion = make.random.choice(kinds)()
+            if not any(key.startswith(f"{other}.") or other.startswith(f"{key}.") for other in chosen):
+                chosen[key] = (value, suggestion)
+        in_recipe = make.random.random() < 0.4
+        argv = ["task=sft"]
+        if in_recipe:
+            tree: list[str] = []
+            for key, (value, _) in chosen.items():
+                parts = key.split(".")
+                tree.append("".join(f"{part}: {{" for part in parts[:-1]) + f"{parts[-1]}: {value}" + "}" * (len(parts) - 1))
+            for position, line in enumerate(tree):
+                put(f"recipes/m{number}_{position}.yaml", f"# a mistake\ndefaults: [{f'm{number}_{position - 1}' if position else '_self_'}]\n{line}\n")
+            argv.append(f"recipe=m{number}_{len(tree) - 1}")
+            origins = {key: f"recipes/m{number}_{position}.yaml:3" for position, key in enumerate(chosen)}
+        else:
+            argv += [f"{key}={value}" for key, (value, _) in chosen.items()]
+            origins = dict.fromkeys(chosen, "command line")
+        with pytest.raises(ConfigError) as caught:
+            compose(argv)
+        assert caught.value.exit_code == 2
+        told = {problem.key: problem for problem in caught.value.problems}
+        for key, (_, suggestion) in chosen.items():
+            assert key in told, (argv, list(told))
+            assert told[key].origin == origins[key], (argv, told[key])
+            assert told[key].allowed
+            if suggestion:
+                typos += 1
+                right += told[key].allowed.endswith(f"nearest: {suggestion}")
+        if number % 10 == 0:
+            assert main(argv) == 2
+            printed = capsys.readouterr()
+            assert "Traceback" not in printed.err + printed.out
+    assert typos > 60
+    assert right / typos >= 0.95, f"{right} of {typos} suggestions are right"
