@@ -17,13 +17,33 @@ PACKING_MARGIN = 0.02
 
 
 def packed(lengths: Sequence[int], *, width: int, micro_batch_size: int) -> Layout:
-    """Best-fit decreasing: each row, longest first, goes where it leaves the least room; fullest sequences stand together.
+    """Pack rows into as few sequences as best-fit decreasing finds, then even them out where that saves padding.
+
+    A last sequence that is half empty is padded to its neighbours' length; the narrowest width that needs no more
+    sequences spreads the same rows evenly, and is taken where it computes fewer positions.
 
     Args:
         lengths: tokens of each row, each in 1..width.
         width: tokens of a packed sequence at most.
         micro_batch_size: packed sequences per micro-batch.
     """
+    sequences = best_fit(lengths, width)
+    fewest = len(sequences)
+    narrow, wide = max(max(lengths), -(-sum(lengths) // fewest)), width
+    even = sequences
+    while narrow < wide:
+        middle = (narrow + wide) // 2
+        tried = best_fit(lengths, middle)
+        if len(tried) <= fewest:
+            even, wide = tried, middle
+        else:
+            narrow = middle + 1
+    layouts = [_grouped(found, lengths, micro_batch_size) for found in (sequences, even)]
+    return min(layouts, key=lambda layout: positions(layout, lengths))
+
+
+def best_fit(lengths: Sequence[int], width: int) -> list[list[int]]:
+    """Best-fit decreasing: each row, longest first, goes where it leaves the least room."""
     sequences: list[list[int]] = []
     rooms: list[tuple[int, int]] = []  # (room left, sequence), sorted
     for row in sorted(range(len(lengths)), key=lambda index: (-lengths[index], index)):
@@ -37,8 +57,13 @@ def packed(lengths: Sequence[int], *, width: int, micro_batch_size: int) -> Layo
         sequences[sequence].append(row)
         if room > length:
             insort(rooms, (room - length, sequence))
-    sequences.sort(key=lambda rows: -sum(lengths[row] for row in rows))
-    return [sequences[at : at + micro_batch_size] for at in range(0, len(sequences), micro_batch_size)]
+    return sequences
+
+
+def _grouped(sequences: list[list[int]], lengths: Sequence[int], micro_batch_size: int) -> Layout:
+    """Fullest sequences together, so that each is padded to a neighbour's length."""
+    ordered = sorted(sequences, key=lambda rows: -sum(lengths[row] for row in rows))
+    return [ordered[at : at + micro_batch_size] for at in range(0, len(ordered), micro_batch_size)]
 
 
 def length_sorted(lengths: Sequence[int], *, micro_batch_size: int) -> Layout:

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
     from largeforge.data.cache import TokenTable
 
-# Windows that are compared before a choice is made: enough for the third digit of a fill, and quick on a million rows.
-COMPARED_WINDOWS = 256
+# Windows that are compared before a choice is made: enough for the second digit of a fill, and quick on a million rows.
+COMPARED_WINDOWS = 64
 
 
 @dataclass(frozen=True)

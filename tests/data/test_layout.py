@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from largeforge.data.layout import Layout, length_sorted, packed, positions
+from largeforge.data.layout import Layout, best_fit, length_sorted, packed, positions
 
 
 def rows_of(layout: Layout) -> list[int]:
@@ -51,6 +51,19 @@ def test_packing_fills_skewed_lengths(seed: int) -> None:
     sequences = sum(len(micro) for micro in layout)
     assert sum(lengths) / (512 * sequences) >= 0.95
     assert sum(lengths) / positions(layout, lengths) >= 0.95
+
+
+def test_packing_a_step_of_32_rows_stays_full() -> None:
+    """A single step has few rows to choose from; evening out keeps its last sequences from being half empty."""
+    tokens = computed = by_best_fit = 0
+    for seed in range(20):
+        lengths = skewed(32, seed)
+        tokens += sum(lengths)
+        computed += positions(packed(lengths, width=512, micro_batch_size=8), lengths)
+        plain = sorted(best_fit(lengths, 512), key=lambda rows: -sum(lengths[row] for row in rows))
+        by_best_fit += positions([plain[at : at + 8] for at in range(0, len(plain), 8)], lengths)
+    assert tokens / computed >= 0.95
+    assert computed < by_best_fit
 
 
 def test_positions_count_padding() -> None:
