@@ -124,7 +124,7 @@ def _jsonl(file: Path) -> Iterator[Record | BadRow]:
                 yield BadRow(origin, "", "holds NUL bytes: the file was cut off or filled with zeros", "write the file again")
                 continue
             try:
-                text = line.decode("utf-8")
+                text = line.decode("utf-8").rstrip("\r\n")
             except UnicodeDecodeError as fault:
                 yield BadRow(origin, "", f"is not UTF-8 (byte {line[fault.start]:#04x} at column {fault.start + 1})", _recode(file))
                 continue
