@@ -16,7 +16,7 @@ from largeforge.config.fields import Key, RefusedTarget, config_class, group_of,
 from largeforge.config.finding import Finding, show
 from largeforge.config.nearest import nearest, nearest_key
 from largeforge.config.typed import PartConfig, Typed
-from largeforge.config.yaml_file import read_yaml
+from largeforge.config.yaml_file import target_of
 from largeforge.task.config import RootConfig
 
 if TYPE_CHECKING:
@@ -43,6 +43,27 @@ def key_table(composition: Composition) -> dict[str, Key]:
     checking = _Check(composition, False)
     checking.run()
     return checking.keys
+
+
+def secrets_of(composition: Composition) -> set[str]:
+    """Return the texts of every secret in a composed config, whether it passes the check or not."""
+    found: set[str] = set()
+    for path, key in key_table(composition).items():
+        if is_secret(key.kind):
+            found |= {str(one.value) for one in composition.setters.get(path, []) if one.value not in (None, "", "???")}
+    return found
+
+
+def hide(value: Any, secrets: set[str]) -> Any:
+    """Mask secrets wherever they were copied to, in plain values of any depth."""
+    if isinstance(value, dict):
+        return {key: hide(item, secrets) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(hide(item, secrets) for item in value)
+    if isinstance(value, str):
+        for secret in secrets:
+            value = value.replace(secret, MASK)
+    return value
 
 
 class _Check:
@@ -347,8 +368,7 @@ class _Check:
         folder = group_of(base).removeprefix("largeforge.").replace(".", "/")
         found: dict[str, list[str]] = {}
         for choice in self.it.library.choices(folder):
-            file = self.it.library.file_of(f"{folder}/{choice}")
-            target = read_yaml(file).values.get("_target_") if file else None
+            target = target_of(self.it.library.file_of(f"{folder}/{choice}"))
             try:
                 cls = config_class(target, base=base, package=group_of(base), trust=self.trust)
             except RefusedTarget:
@@ -368,7 +388,7 @@ class _Check:
         for path, raw in _leaves(self.it.values, ""):
             if isinstance(raw, str) and "${oc." in raw:
                 _put(values, path, raw)
-        return _hide(values, secrets) if secrets else values
+        return hide(values, secrets) if secrets else values
 
 
 def plain(config: Typed, *, secrets: set[str] | None = None) -> dict[str, Any]:
@@ -390,18 +410,6 @@ def _plain(value: Any, secrets: set[str] | None) -> Any:
         return [_plain(item, secrets) for item in value]
     if isinstance(value, dict):
         return {key: _plain(item, secrets) for key, item in value.items()}
-    return value
-
-
-def _hide(value: Any, secrets: set[str]) -> Any:
-    """Mask a secret wherever it was copied to."""
-    if isinstance(value, dict):
-        return {key: _hide(item, secrets) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_hide(item, secrets) for item in value]
-    if isinstance(value, str):
-        for secret in secrets:
-            value = value.replace(secret, MASK)
     return value
 
 

@@ -94,26 +94,31 @@ def compose(argv: Sequence[str], *, files: bool = False) -> Composed:
         argv: settings such as "task=sft", and flags such as --config-dir.
         files: also look whether the files that the config names are there; what is about to run does.
     """
+    from largeforge.config.check import hide, plain
+
     composition, config, values = checked(argv, files=files)
+    secrets: set[str] = set()
+    plain(config, secrets=secrets)
     choices = {group: choice for group, choice in composition.choices.items() if group != "recipe"}
     return Composed(
         task=choices["task"],
         config=config,
         values=values,
         choices=choices,
-        overrides=tuple(word for word in composition.flags.words),
+        overrides=hide(composition.flags.words, secrets),
         recipe=composition.recipe,
     )
 
 
 def checked(argv: Sequence[str], *, files: bool = False) -> tuple[Composition, RootConfig, dict[str, Any]]:
     """Compose and check; return what was composed, its typed root and its plain values. Raises ConfigError."""
-    from largeforge.config.check import check
+    from largeforge.config.check import check, hide, secrets_of
 
     composition = gather(read_flags(argv))
     config, values, findings = check(composition, files=files)
     if findings or config is None:
-        raise config_error(findings, words=argv, mended=_mended(argv, findings, files=files))
+        mended = hide(_mended(argv, findings, files=files), secrets_of(composition))
+        raise config_error(findings, words=argv, mended=mended)
     return composition, config, values
 
 

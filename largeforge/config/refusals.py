@@ -53,7 +53,7 @@ def refuse(file: YamlFile, *, recipe: bool) -> tuple[dict[str, Any], list[Any], 
         elif "." in word:
             tell((word,), values.pop(key), f"write it nested: {word.replace('.', ': {', 1)}: ...}}")
     for path, text in _scalars(values, ()):
-        if path and path[-1] in {"_args_", "_partial_", "_recursive_", "_convert_"}:
+        if {"_args_", "_partial_", "_recursive_", "_convert_"} & set(path):
             tell(path, text, "not known here: LargeForge builds its parts itself")
             _cut(values, path)
         elif isinstance(text, str) and "${" in text and not _plain(text):

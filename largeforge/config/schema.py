@@ -15,7 +15,7 @@ from largeforge.config.fields import RefusedTarget, config_class, group_of, part
 from largeforge.config.help import title_of
 from largeforge.config.places import Library
 from largeforge.config.typed import PartConfig, Typed
-from largeforge.config.yaml_file import read_yaml
+from largeforge.config.yaml_file import read_yaml, target_of
 from largeforge.task.config import RootConfig
 
 _INTERPOLATION = {"type": "string", "pattern": r"^\$\{[^}]+\}$"}
@@ -69,10 +69,9 @@ def _classes(library: Library, group: str, base: type[Typed], package: str) -> l
     found: dict[type[Typed], None] = {}
     for choice in library.choices(group):
         path = library.file_of(f"{group}/{choice}")
-        values = read_yaml(path).values if path else {}
-        node = values.get("task", {}) if group == "task" else values
+        target = read_yaml(path).values.get("task", {}).get("_target_") if group == "task" and path else target_of(path)
         try:
-            found[config_class(node.get("_target_"), base=base, package=package, trust=())] = None
+            found[config_class(target, base=base, package=package, trust=())] = None
         except RefusedTarget:
             continue
     return list(found)

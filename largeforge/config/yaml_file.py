@@ -71,6 +71,20 @@ def read_yaml(path: Path) -> YamlFile:
     return _read(path, stat.st_mtime_ns, stat.st_size)
 
 
+def target_of(path: Path | None) -> str | None:
+    """Return the `_target_` of a choice, its own or that of the choice of the same folder which it extends."""
+    for _ in range(8):
+        if path is None or not path.is_file():
+            return None
+        values = read_yaml(path).values
+        if "_target_" in values:
+            return str(values["_target_"])
+        raw = values.get("defaults", [])
+        parents = [item for item in (raw if isinstance(raw, list) else []) if isinstance(item, str) and item != "_self_"]
+        path = path.parent / f"{parents[-1]}.yaml" if parents else None
+    return None
+
+
 @lru_cache(maxsize=512)
 def _read(path: Path, _mtime_ns: int, _size: int) -> YamlFile:
     try:
