@@ -16,6 +16,7 @@ from largeforge.data.hub import HubRows
 from largeforge.data.module import RowsModule
 from largeforge.data.rows import BadRow, ChatRow
 from largeforge.data.tokens import is_validation
+from largeforge.errors import InputError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -39,6 +40,10 @@ class Chat(RowsModule):
         progress: Progress | None = None,
     ) -> None:
         super().__init__(config, tokenizer=tokenizer, template=template, train_on=train_on, progress=progress)
+        paths = [*self._paths, *([config.validation] if isinstance(config.validation, str) else [])]
+        if not any(is_hub_id(path) for path in paths) and (config.revision is not None or config.split != "train"):
+            key, value = ("data.revision", config.revision) if config.revision is not None else ("data.split", config.split)
+            raise InputError(f"{key} = {value} is for a Hub data set (org/name); data.path = {', '.join(self._paths)} are files.", next_step=f"leave {key} out")
 
     def rows(self) -> Iterator[ChatRow | BadRow]:
         """Stream the rows of every path in order, at most `data.limit` good ones."""
@@ -87,7 +92,7 @@ class Chat(RowsModule):
         return self._hash([self.config.validation]) if isinstance(self.config.validation, str) else ""
 
     def _hash(self, paths: list[str]) -> str:
-        parts = [self._hub(path).fingerprint() if is_hub_id(path) else files_hash(locate(path)) for path in paths]
+        parts = [self._hub(path).fingerprint() if is_hub_id(path) else files_hash(self._files(path)) for path in paths]
         return parts[0] if len(parts) == 1 else hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
     def _hub(self, path: str) -> HubRows:
@@ -106,8 +111,11 @@ class Chat(RowsModule):
         """Every file and data set that is meant, looked up before the first row is read."""
         sources: list[HubRows | Path] = []
         for path in paths:
-            sources.extend([self._hub(path)] if is_hub_id(path) else locate(path))
+            sources.extend([self._hub(path)] if is_hub_id(path) else self._files(path))
         return sources
+
+    def _files(self, path: str) -> list[Path]:
+        return locate(path, key="data.validation" if path == self.config.validation else "data.path")
 
     def _checked(self, source: Iterable[Record | BadRow]) -> Iterator[ChatRow | BadRow]:
         """Detect the format on the first record that shows one, then read every record in it."""

@@ -49,8 +49,8 @@ def is_hub_id(path: str) -> bool:
     return bool(_HUB_ID.fullmatch(path)) and not here.exists() and here.suffix not in SUFFIXES and not here.parent.is_dir()
 
 
-def locate(path: str) -> list[Path]:
-    """The files that a path, a folder or a glob means, in the order of their names.
+def locate(path: str, *, key: str = "data.path") -> list[Path]:
+    """The files that a path, a folder or a glob means, in the order of their names; `key` is what the user set to it.
 
     Raises:
         InputError: nothing there (with the nearest name), no data file in the folder, an unknown suffix.
@@ -61,14 +61,14 @@ def locate(path: str) -> list[Path]:
     if here.is_dir():
         files = sorted(file for file in here.iterdir() if file.is_file() and file.suffix.lower() in SUFFIXES and not _is_bookkeeping(file))
         if not files:
-            raise InputError(f"data.path = {path} is a folder with no data file in it (looked for: {', '.join(SUFFIXES)}).", next_step="data.path=FILE")
+            raise InputError(f"{key} = {path} is a folder with no data file in it (looked for: {', '.join(SUFFIXES)}).", next_step=f"{key}=FILE")
         return files
     if glob.has_magic(path):
         files = [Path(name) for name in sorted(glob.glob(str(here), recursive=True)) if Path(name).is_file()]
         if not files:
-            raise InputError(f"data.path = {path} matches no file.", next_step=f"ls {here.parent}")
+            raise InputError(f"{key} = {path} matches no file.", next_step=f"ls {here.parent}")
         return [_known(file) for file in files]
-    raise _absent(path, here)
+    raise _absent(path, here, key)
 
 
 def records(file: Path) -> Iterator[Record | BadRow]:
@@ -274,15 +274,15 @@ def _known(file: Path) -> Path:
     return file
 
 
-def _absent(path: str, here: Path) -> InputError:
+def _absent(path: str, here: Path, key: str) -> InputError:
     folder = here.parent
     while not folder.is_dir() and folder != folder.parent:
         folder = folder.parent
     names = sorted(file.name for file in folder.iterdir() if file.is_dir() or file.suffix.lower() in SUFFIXES)
     near = get_close_matches(here.name, names, n=1, cutoff=0.5)
     shown = near or names[:5]
-    message = f"data.path = {path}: no such file; in {folder.resolve() if str(folder) == '.' else folder}: {', '.join(shown) or 'no data file'}."
-    return InputError(message, next_step=f"data.path={folder / near[0]}" if near else "data.path=FILE, a glob in quotes, or a Hub data set (org/name)")
+    message = f"{key} = {path}: no such file; in {folder.resolve() if str(folder) == '.' else folder}: {', '.join(shown) or 'no data file'}."
+    return InputError(message, next_step=f"{key}={folder / near[0]}" if near else f"{key}=FILE, a glob in quotes, or a Hub data set (org/name)")
 
 
 def _refuse_utf16(file: Path) -> None:

@@ -238,7 +238,7 @@ class ChatTokenizer:
                 add_generation_prompt=generation_prompt,
                 **self.tokenizer.special_tokens_map,
             )
-        except (TemplateError, TypeError, KeyError, IndexError, AttributeError) as fault:
+        except (TemplateError, TypeError, ValueError, LookupError, AttributeError) as fault:
             raise UnclearAnswer(f"the chat template refuses it: {fault}") from fault
         return str(texts[0]), list(spans[0]) if marked else []
 

@@ -76,6 +76,19 @@ def test_validation_rows_of_their_own(path: Path, tmp_path: Path) -> None:
     assert examples[0].note == f"{held}:1"
 
 
+def test_a_missing_validation_file_is_told_by_its_own_key(path: Path) -> None:
+    with pytest.raises(InputError, match="data.validation = .*rws.jsonl: no such file") as caught:
+        Chat(make_config(path, validation=str(path.parent / "rws.jsonl")), tokenizer=make_tokenizer()).prepare()
+    assert caught.value.next_step == f"data.validation={path}"
+
+
+@pytest.mark.parametrize(("change", "key"), [({"revision": "main"}, "data.revision"), ({"split": "test"}, "data.split")])
+def test_what_only_a_hub_data_set_has_is_not_ignored(path: Path, change: dict[str, str], key: str) -> None:
+    with pytest.raises(InputError, match=f"{key} = .* is for a Hub data set"):
+        Chat(make_config(path, **change))
+    Chat(make_config("org/name", **change))
+
+
 def test_all_rows_set_aside_is_an_error(path: Path) -> None:
     with pytest.raises(InputError, match="No row is left to train on") as caught:
         Chat(make_config(path, validation=1.0), tokenizer=make_tokenizer()).prepare()
