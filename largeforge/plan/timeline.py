@@ -1,0 +1,232 @@
+"""From the trace of a few layers to the memory of the whole model over time: what is live at the peak, and why.
+
+Pure arithmetic over events; knows nothing about torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from largeforge.plan.ledger import Segment
+    from largeforge.plan.step import Trace
+
+COMPONENTS = ("weights", "gradients", "optimizer", "activations", "logits")
+
+
+@dataclass(frozen=True)
+class Change:
+    """One storage made or dropped in the whole model: `key` names it, a drop has a negative size."""
+
+    key: int
+    size_bytes: int
+    component: str
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Parameters of the whole model, in bytes each: those that learn, and those that do not."""
+
+    learning: tuple[int, ...]
+    frozen: tuple[int, ...]
+
+    @property
+    def total(self) -> int:
+        return sum(self.learning) + sum(self.frozen)
+
+
+@dataclass
+class Timeline:
+    """Every change of memory from the first weight to the end of the second step."""
+
+    changes: list[Change]
+    unmatched: int = 0
+
+    def at_peak(self) -> dict[str, int]:
+        """Return bytes by component at the moment when most is live."""
+        live = dict.fromkeys(COMPONENTS, 0)
+        best = dict(live)
+        now = most = 0
+        for change in self.changes:
+            live[change.component] += change.size_bytes
+            now += change.size_bytes
+            if now > most:
+                most, best = now, dict(live)
+        return best
+
+    def at_end(self) -> dict[str, int]:
+        """Return bytes by component that are live after the last step."""
+        live = dict.fromkeys(COMPONENTS, 0)
+        for change in self.changes:
+            live[change.component] += change.size_bytes
+        return live
+
+
+def timeline(trace: Trace, weights: Weights) -> Timeline:
+    """Put the layers back that were not run.
+
+    The segments of layer 1 of three stand for layers 1 .. depth - 2. A storage that one layer makes and its neighbour drops is
+    followed from neighbour to neighbour.
+
+    Args:
+        trace: of three layers, or of the whole model.
+        weights: of the whole model.
+    """
+    return _Unrolling(trace, weights).run()
+
+
+class _Unrolling:
+    """One pass over a trace's segments. A storage is named (segment, depth, index of its making in the segment)."""
+
+    def __init__(self, trace: Trace, weights: Weights) -> None:
+        self.trace = trace
+        self.weights = weights
+        self.result = Timeline([])
+        self.made: dict[int, tuple[int, int]] = {}  # traced storage -> (segment, index)
+        for s, segment in enumerate(trace.segments):
+            for i, event in enumerate(segment.events):
+                if event.size_bytes > 0:
+                    self.made[event.storage] = (s, i)
+        self.live: dict[tuple[int, int, int], Change] = {}
+        self.groups = self._groups(trace.segments)
+        self.state_made = False
+        self.next_key = 0
+
+    def run(self) -> Timeline:
+        for size in (*self.weights.frozen, *self.weights.learning):
+            self._make(None, size, "weights")
+        segments = self.trace.segments
+        at = 0
+        while at < len(segments):
+            segment = segments[at]
+            if segment.name == "step":
+                self._optimizer_step(at)
+                at += 1
+            elif segment.layer is None or not self._is_repeated(segment):
+                self._emit(at, self._depth(segment))
+                at += 1
+            else:
+                depths = range(1, self.trace.depth - 1)
+                for depth in depths if segment.name == "forward" else reversed(depths):
+                    self._emit(at, depth)
+                at += 1
+        return self.result
+
+    # ---- segments ----
+
+    def _is_repeated(self, segment: Segment) -> bool:
+        return segment.layer == 1 and self.trace.depth > self.trace.num_layers
+
+    def _depth(self, segment: Segment) -> int:
+        if segment.layer is None:
+            return -1
+        return self.trace.depth - 1 if segment.layer == self.trace.num_layers - 1 else segment.layer
+
+    def _groups(self, segments: Sequence[Segment]) -> dict[int, dict[int, int]]:
+        """Map each layer segment to its siblings: the segments of the same pass, by traced layer."""
+        groups: dict[int, dict[int, int]] = {}
+        current: dict[int, int] = {}
+        name = ""
+        for s, segment in enumerate(segments):
+            if segment.layer is None:
+                continue
+            if segment.name != name or segment.layer in current:
+                current, name = {}, segment.name
+            current[segment.layer] = s
+            groups[s] = current
+        return groups
+
+    # ---- events ----
+
+    def _emit(self, s: int, depth: int) -> None:
+        segment = self.trace.segments[s]
+        for i, event in enumerate(segment.events):
+            if event.size_bytes > 0:
+                self._make((s, depth, i), event.size_bytes, self._component(segment, event.storage))
+            elif event.storage in self.made and not self._weighed(event.storage):
+                self._drop_all(self._targets(s, depth, event.storage), -event.size_bytes)
+
+    def _weighed(self, storage: int) -> bool:
+        """Whether a storage was made in an optimizer step, of which only the sums are taken over."""
+        return self.trace.segments[self.made[storage][0]].name == "step"
+
+    def _component(self, segment: Segment, storage: int) -> str:
+        if storage in self.trace.gradients:
+            return "gradients"
+        return "logits" if segment.name == "head" else "activations"
+
+    def _targets(self, s: int, depth: int, storage: int) -> Iterator[tuple[int, int, int]]:
+        """Name the storages of the whole model that the drop of a traced one stands for."""
+        made_s, made_i = self.made[storage]
+        here, there = self.trace.segments[s], self.trace.segments[made_s]
+        if there.layer is None:
+            # the last copy of a repeated segment drops what was made once
+            final = 1 if here.name == "backward" else self.trace.depth - 2
+            if not self._is_repeated(here) or depth == final:
+                yield (made_s, -1, made_i)
+        elif here.layer is None:
+            depths: Sequence[int] = range(1, self.trace.depth - 1) if self._is_repeated(there) else [self._depth(there)]
+            for other in depths:
+                yield (made_s, other, made_i)
+        elif self._is_repeated(there) and not self._is_repeated(here):
+            # neighbours have followed each other's copies already: what is left is dropped here
+            for other in range(1, self.trace.depth - 1):
+                if (made_s, other, made_i) in self.live:
+                    yield (made_s, other, made_i)
+        else:
+            other = depth + there.layer - here.layer
+            yield (self.groups[made_s].get(self._traced(other), made_s), other, made_i)
+
+    def _traced(self, depth: int) -> int:
+        """The traced layer that stands for a depth."""
+        if self.trace.depth == self.trace.num_layers or depth == 0:
+            return depth
+        return self.trace.num_layers - 1 if depth == self.trace.depth - 1 else 1
+
+    def _make(self, name: tuple[int, int, int] | None, size: int, component: str) -> Change:
+        change = Change(self.next_key, size, component)
+        self.next_key += 1
+        if name is not None:
+            self.live[name] = change
+        self.result.changes.append(change)
+        return change
+
+    def _drop_all(self, names: Iterator[tuple[int, int, int]], size: int) -> None:
+        for name in names:
+            change = self.live.get(name)
+            if change is None or change.size_bytes != size:
+                name, change = self._similar(name, size)
+            if change is None:
+                self.result.unmatched += 1
+                continue
+            del self.live[name]
+            self._drop(change)
+
+    def _similar(self, name: tuple[int, int, int], size: int) -> tuple[tuple[int, int, int], Change | None]:
+        """Neighbours that differ slightly in their operations: the same segment's storage of that size, nearest in order."""
+        candidates = [(abs(key[2] - name[2]), key) for key, change in self.live.items() if key[:2] == name[:2] and change.size_bytes == size]
+        if not candidates:
+            return name, None
+        nearest = min(candidates)[1]
+        return nearest, self.live[nearest]
+
+    def _drop(self, change: Change) -> None:
+        self.result.changes.append(Change(change.key, -change.size_bytes, change.component))
+
+    def _optimizer_step(self, s: int) -> None:
+        """The optimizer keeps its state from the first step on; what it needs besides comes and goes."""
+        if not self.state_made:
+            self.state_made = True
+            for size in self.weights.learning:
+                # two moments, each as large as its share
+                for _ in range(2):
+                    self._make(None, int(size * self.trace.state_factor / 2), "optimizer")
+        scratch = int(sum(self.weights.learning) * self.trace.scratch_factor)
+        if scratch:
+            self._drop(self._make(None, scratch, "optimizer"))
+        # gradients and what else is dropped while the step runs
+        for event in self.trace.segments[s].events:
+            if event.size_bytes < 0 and event.storage in self.made and not self._weighed(event.storage):
+                self._drop_all(self._targets(s, -1, event.storage), -event.size_bytes)

@@ -1,0 +1,184 @@
+"""What a training run will cost: its step is run on fake tensors, its data is measured by lengths, no weight is read.
+
+Brings the pieces of this folder together; knows nothing about how a model or a method is made.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from largeforge.contract import BatchShape, DataModule, LoadedModel, Method, Progress
+from largeforge.plan.calibration import read_calibration
+from largeforge.plan.devices import Device, device_for
+from largeforge.plan.report import Plan, show_rows, size
+from largeforge.plan.timeline import Weights, timeline
+
+if TYPE_CHECKING:
+    from largeforge.task.config import TrainConfig
+
+SHOWN_ROWS = 3
+
+
+@dataclass(frozen=True)
+class Load:
+    """What the rows ask of the device.
+
+    Args:
+        worst: the micro-batch that needs most.
+        num_micro_batches: of the step it stands in.
+        mean_tokens: of a row.
+        facts: steps and tokens, for the table.
+    """
+
+    worst: BatchShape
+    num_micro_batches: int
+    mean_tokens: float
+    facts: dict[str, Any]
+
+
+class TrainingPlan:
+    """Plans a training task.
+
+    Args:
+        config: the whole typed config.
+    """
+
+    def __init__(self, config: TrainConfig) -> None:
+        self.config = config
+
+    def __call__(
+        self,
+        *,
+        model: LoadedModel,
+        method: Method,
+        data: DataModule | None,
+        trainer: Any,
+        progress: Progress | None = None,
+        device_name: bool | str | None = None,
+    ) -> Plan:
+        """Return the plan.
+
+        Args:
+            model: on the meta device; taken apart by the trace.
+            method: over that model.
+            data: prepared; None where there is no tokenizer.
+            trainer: says device, precision and steps of a run here.
+            progress: shows nothing today.
+            device_name: True for the device found, or a name; None takes `plan` of the config.
+        """
+        config = self.config
+        device = device_for(device_name if device_name is not None else config.plan or True, kind=trainer.device)
+        precision = self._precision(device, trainer.precision)
+        network: Any = model.network
+        if not device.found and device.kind == "cuda":
+            self._as_on_gpu(method, network, precision=precision, here=trainer.precision)
+        parameters = [(p.numel(), p.numel() * p.element_size(), p.requires_grad) for p in network.parameters()]
+        weights = Weights(tuple(b for _, b, learns in parameters if learns), tuple(b for _, b, learns in parameters if not learns))
+        load = self._load_of(data, trainer, config) if data is not None else self._assumed(config)
+        memory, scratch_note = self._memory(method, weights, load, device=device, precision=precision)
+        learning = sum(weights.learning)
+        facts = {
+            **load.facts,
+            "worst micro-batch": f"{load.worst.num_sequences} x {load.worst.num_positions}, {load.worst.num_supervised} supervised, {'packed' if load.worst.packed else 'padded'}",
+            "precision": precision,
+            "artifact on disk": size(learning if weights.frozen else weights.total),
+            "checkpoint on disk": f"{size(3 * learning)} (weights that learn, optimizer state), {config.trainer.checkpoint.keep_last + config.trainer.checkpoint.keep_best} kept",
+        }
+        notes = list(model.notes)
+        if data is None:
+            notes.append(
+                "The tokenizer is not on this machine: rows are neither shown nor linted, steps and tokens are left out, and the longest possible micro-batch is assumed."
+            )
+        notes.append(scratch_note)
+        shown = show_rows(data.sample(SHOWN_ROWS), model.tokenizer) if data is not None else []
+        return Plan(
+            task=config.task.target.rpartition(".")[2].lower(),
+            model=model.source.name,
+            device=device,
+            parameters=sum(count for count, _, _ in parameters),
+            trainable=sum(count for count, _, learns in parameters if learns),
+            memory=memory,
+            facts=facts,
+            notes=notes,
+            shown=shown,
+        )
+
+    # ---- inside ----
+
+    def _precision(self, device: Device, here: str) -> str:
+        """Precision of the run on the device: every named GPU computes bf16."""
+        asked = self.config.trainer.precision
+        if asked != "auto":
+            return asked
+        return here if device.found else "bf16"
+
+    def _as_on_gpu(self, method: Method, network: Any, *, precision: str, here: str) -> None:
+        """Make the outline what it would be on a GPU: frozen weights in its precision, packed rows under transformers' block mask."""
+        import torch
+
+        dtypes = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+        if self.config.model.dtype == "auto" and precision != here:
+            for parameter in network.parameters():
+                if not parameter.requires_grad and parameter.is_floating_point():
+                    parameter.data = parameter.data.to(dtypes[precision])
+        within_examples = getattr(getattr(method, "head", None), "attention", None)
+        if hasattr(within_examples, "exact"):
+            within_examples.exact = False
+
+    def _memory(self, method: Method, weights: Weights, load: Load, *, device: Device, precision: str) -> tuple[dict[str, int], str]:
+        from largeforge.plan.heap import replayed_peak
+        from largeforge.plan.step import trace_step
+
+        trace = trace_step(
+            method,
+            shape=load.worst,
+            num_micro_batches=load.num_micro_batches,
+            precision=precision,
+            checkpointing=self.config.trainer.gradient_checkpointing,
+            mean_tokens=load.mean_tokens,
+        )
+        line = timeline(trace, weights)
+        memory = line.at_peak()
+        live = sum(memory.values())
+        calibration = read_calibration(device.kind)
+        frozen = sum(weights.frozen)
+        heap: int | None = None
+        if device.kind == "cpu" and live <= device.memory_bytes:
+            # frozen weights are mapped from their file, all else is on the heap
+            heap = replayed_peak([(change.key, change.size_bytes) for change in line.changes[len(weights.frozen) :]])
+        heap = live - frozen if heap is None else heap
+        memory["allocator"] = int(frozen + heap * calibration.heap_factor) - live
+        memory["libraries"] = calibration.runtime_bytes
+        return memory, f"Memory: {calibration.told}."
+
+    def _load_of(self, data: DataModule, trainer: Any, config: TrainConfig) -> Load:
+        """Take steps, tokens and the worst micro-batch from the shapes of the whole run."""
+        window = trainer.window(data.num_rows, seed=config.seed)
+        worst, count, steps, tokens, supervised = None, 1, 0, 0, 0
+        for shapes in data.shapes(window):
+            steps += 1
+            tokens += sum(shape.num_tokens for shape in shapes)
+            supervised += sum(shape.num_supervised for shape in shapes)
+            for shape in shapes:
+                if worst is None or self._cost(shape) > self._cost(worst):
+                    worst, count = shape, len(shapes)
+        assert worst is not None
+        rows = max(1, data.num_rows)
+        mean = float(data.facts.get("mean_tokens") or tokens / max(1, min(rows, steps * config.trainer.batch_size)))
+        facts = {"rows": data.num_rows, "steps": steps, "tokens": tokens, "supervised tokens": supervised}
+        return Load(worst, count, mean, facts)
+
+    def _assumed(self, config: TrainConfig) -> Load:
+        """The largest micro-batch that the config allows, every token of it supervised."""
+        width, rows = config.data.max_length, config.trainer.micro_batch_size
+        packed = config.data.packing is not False
+        steps = {"steps": config.trainer.max_steps} if config.trainer.max_steps else {}
+        micro = -(-config.trainer.batch_size // rows)
+        return Load(BatchShape(rows, width, rows * (width - 1), rows * width, packed), micro, width / 2, dict(steps))
+
+    def _cost(self, shape: BatchShape) -> tuple[float, int]:
+        """Order micro-batches by what they need: positions first, and scores where attention holds them."""
+        positions = shape.num_sequences * shape.num_positions
+        held = {"eager": 1.0, "sdpa": 0.02 if shape.packed else 0.0}[self.config.model.attention]
+        return positions * (1 + held * shape.num_positions / 64), shape.num_supervised
