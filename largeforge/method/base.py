@@ -123,6 +123,18 @@ class Method(LightningModule):
         done = (step - plan.warmup_steps) / max(1, plan.num_steps - plan.warmup_steps)
         return {"constant": 1.0, "linear": 1.0 - done, "cosine": 0.5 * (1.0 + math.cos(math.pi * min(1.0, done)))}[plan.schedule]
 
+    def on_train_start(self) -> None:
+        """Under autocast, spare LoRA layers a cast of their input to fp32 that autocast undoes: exact, and a tenth of a step on a CPU."""
+        self._set_input_casts(enabled=self.trainer.precision_plugin.precision == "32-true")
+
+    def on_train_end(self) -> None:
+        self._set_input_casts(enabled=True)
+
+    def _set_input_casts(self, *, enabled: bool) -> None:
+        for module in self.network.modules():
+            if hasattr(module, "cast_input_dtype_enabled"):
+                module.cast_input_dtype_enabled = enabled
+
     def transfer_batch_to_device(self, batch: list[TokenBatch], device: torch.device, dataloader_idx: int) -> list[TokenBatch]:
         return [micro.to(device) for micro in batch]
 

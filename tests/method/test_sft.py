@@ -10,8 +10,10 @@ from typing import Any
 import pytest
 import torch
 from torch.nn import functional
+from transformers import MistralConfig, MistralForCausalLM
 
 from largeforge.contract import LoadedModel
+from largeforge.method.attention import ExampleAttention
 from largeforge.method.head import SupervisedHead
 from tests.method.conftest import VOCABULARY, Row, one_step, packed, padded, relative_difference, sft
 
@@ -45,6 +47,26 @@ def test_packed_equals_unpacked_per_token(tiny: Callable[..., LoadedModel], rows
     leaking = packed(rows[:8])
     leaking.position_ids_BT = torch.arange(leaking.input_ids_BT.shape[1])[None]
     assert not torch.allclose(alone.log_softmax(-1), head.logits(leaking).log_softmax(-1), atol=1e-2)
+
+
+def test_both_ways_of_keeping_examples_apart_are_one(tiny: Callable[..., LoadedModel], rows: list[Row], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Attention example by example (on a CPU) gives the loss and gradient of transformers' block mask (elsewhere)."""
+    found, told = one_step(sft(tiny()), [packed(rows)])
+    monkeypatch.setattr(ExampleAttention, "_usable", lambda *arguments: False)
+    expected, masked = one_step(sft(tiny()), [packed(rows)])
+    assert told["loss"] == pytest.approx(masked["loss"], rel=1e-6)
+    assert relative_difference(found, expected) < 1e-6
+
+
+@pytest.mark.parametrize(("window", "exact"), [(None, True), (4, False)])
+def test_a_sliding_window_is_found(tiny: Callable[..., LoadedModel], rows: list[Row], window: int | None, exact: bool) -> None:
+    """A model that looks back only so far is left to transformers' mask."""
+    shape = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
+    torch.manual_seed(1)
+    network = MistralForCausalLM(MistralConfig(**shape, vocab_size=VOCABULARY, sliding_window=window, attn_implementation="sdpa", initializer_range=0.5))
+    head = SupervisedHead(network)
+    head.nll(packed(rows))
+    assert head.attention.exact is exact
 
 
 @pytest.mark.parametrize("trainable", ["hidden", "weight"])
