@@ -10,12 +10,14 @@ import os
 import re
 import shlex
 import subprocess
-import sys
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+
+from largeforge.__main__ import main
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -55,11 +57,17 @@ def run_pages() -> list[Path]:
     return [page for page in PAGES if any(block.note == "run" or block.note.startswith("fails") for block in blocks(page))]
 
 
+@pytest.fixture(scope="module")
+def shared_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One cache for all pages: what is measured once per machine is measured once."""
+    return tmp_path_factory.mktemp("cache")
+
+
 @pytest.fixture
-def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty folder to work in, with an empty home and cache."""
+def desk(tmp_path: Path, shared_cache: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty folder to work in, with an empty home."""
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    monkeypatch.setenv("LARGEFORGE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("LARGEFORGE_CACHE", str(shared_cache))
     monkeypatch.delenv("LARGEFORGE_RECIPES", raising=False)
     monkeypatch.setenv("OMP_NUM_THREADS", "2")
     folder = tmp_path / "desk"
@@ -76,9 +84,16 @@ def write_files(page: Path, folder: Path) -> None:
         path.write_text(block.text, encoding="utf-8")
 
 
-def call(command: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, *command[1:]] if command[0] == "python" else [str(ROOT / command[0]), *command[1:]]
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+def through_the_door(command: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
+    """Run one of scripts/ as a person would, from another folder."""
+    return subprocess.run([str(ROOT / command[0]), *command[1:]], cwd=folder, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+
+
+def in_this_process(command: list[str]) -> int:
+    """Run `python -m largeforge ...` without starting Python and loading torch once more; a warning stays a warning, as for a user."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("default")
+        return main(command[3:])
 
 
 # ---- paths ----
@@ -124,22 +139,24 @@ def test_the_readme_opens_with_two_commands() -> None:
 def test_one_command_trains(desk: Path) -> None:
     """Proves SR-NF-043, SYS-U-005: the first command of the README, on a toy model, ends with an artifact and answers before and after."""
     small = "model=nano data.num_rows=64 data.num_heldout=4 trainer.max_steps=2 benchmark.max_tokens=4 folder=out"
-    done = call(["scripts/run", *small.split()], desk)
+    done = through_the_door(["scripts/run", *small.split()], desk)
     assert done.returncode == 0, done.stdout + done.stderr
     assert (desk / "out" / "artifact" / "manifest.json").is_file()
     assert "Before and after" in done.stdout + done.stderr
 
 
 @pytest.mark.parametrize("page", run_pages(), ids=lambda page: page.name)
-def test_commands_marked_run(page: Path, desk: Path) -> None:
+def test_commands_marked_run(page: Path, desk: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
     """Every command of a page's run blocks, in the page's order, in one folder."""
     write_files(page, desk)
+    monkeypatch.chdir(desk)
     for block in blocks(page):
         if block.note == "run" or block.note.startswith("fails: "):
             expected = 0 if block.note == "run" else int(block.note.removeprefix("fails: "))
             for command in block.commands():
-                done = call(command, desk)
-                assert done.returncode == expected, f"{shlex.join(command)} ended with {done.returncode}\n{done.stdout}\n{done.stderr}"
+                code = in_this_process(command)
+                said = capfd.readouterr()
+                assert code == expected, f"{shlex.join(command)} ended with {code}\n{said.out}\n{said.err}"
 
 
 @pytest.mark.parametrize(("page", "command"), list(checked_commands()))
@@ -153,8 +170,6 @@ def test_commands_compose_and_check(page: Path, command: list[str], desk: Path, 
         if word.startswith("model=outputs/"):
             (desk / word.removeprefix("model=")).mkdir(parents=True)
     monkeypatch.chdir(desk)
-    from largeforge.__main__ import main
-
     for words in points(command[3:]):
         code = main(words)
         said = capfd.readouterr()
@@ -191,9 +206,9 @@ def test_the_main_job_composes(desk: Path) -> None:
     """scripts/run's own job, through its door: arguments are added to it, or replace it where they name a task or a recipe."""
     if not (ROOT / ".venv" / "largeforge.stamp").is_file():
         pytest.skip("scripts/install did not make this environment")
-    added = call(["scripts/run", "trainer.max_steps=7", "--cfg", "job"], desk)
+    added = through_the_door(["scripts/run", "trainer.max_steps=7", "--cfg", "job"], desk)
     assert added.returncode == 0, added.stderr
     assert all(line in added.stdout for line in ("max_steps: 7", "largeforge.data.demo.Demo", "largeforge.model.smollm2.SmolLM2"))
-    replaced = call(["scripts/run", "task=chat", "model=nano", "--cfg", "job"], desk)
+    replaced = through_the_door(["scripts/run", "task=chat", "model=nano", "--cfg", "job"], desk)
     assert replaced.returncode == 0, replaced.stderr
     assert "largeforge.task.chat.Chat" in replaced.stdout and "trainer:" not in replaced.stdout
