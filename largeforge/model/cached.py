@@ -1,4 +1,4 @@
-"""Models made once into the user's cache: whole or not at all, verified at every load, safe for two processes at once.
+"""Models made once into the user's cache: whole or not at all, verified at every load, safe for several processes at once.
 
 Knows nothing about how they are made.
 """
@@ -6,9 +6,10 @@ Knows nothing about how they are made.
 from __future__ import annotations
 
 import errno
-import os
+import fcntl
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,26 +21,39 @@ from largeforge.errors import ModelError
 def made_once(folder: Path, *, fill: Callable[[Path], str], config: dict[str, Any], parents: Sequence[Reference]) -> Artifact:
     """Return the artifact in `folder`, made by `fill` if it is not there yet.
 
-    Two processes may make it at the same time: each writes a draft of its own, the first rename wins, the other's draft
-    is dropped. Raises ModelError where the disk is full or the cache cannot be written, ArtifactError where a file was altered.
+    Of several processes one makes it and the others wait. Raises ModelError where the disk is full or the cache cannot be
+    written, ArtifactError where a file was altered since.
     """
     if not is_artifact(folder):
-        draft = folder.with_name(f".{folder.name}.{os.getpid()}")
         try:
-            shutil.rmtree(draft, ignore_errors=True)  # what a killed process with this id left
-            write_artifact(folder, fill=fill, parents=parents, config=config)
+            with _alone(folder):
+                if not is_artifact(folder):
+                    write_artifact(folder, fill=fill, parents=parents, config=config)
         except OSError as fault:
-            shutil.rmtree(draft, ignore_errors=True)
-            if not is_artifact(folder):
-                raise _unwritten(folder, fault) from fault
-        except BaseException:
-            shutil.rmtree(draft, ignore_errors=True)
-            if not is_artifact(folder):
-                raise
+            raise _unwritten(folder, fault) from fault
     return read_artifact(folder, kind="model")
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Hold the lock of `folder` while the block runs; drafts that killed processes left are removed first, and what the block leaves half done."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with folder.with_name(f".{folder.name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # the kernel gives it back when the process ends, however it ends
+        _clear_drafts(folder)
+        try:
+            yield
+        finally:
+            _clear_drafts(folder)
+
+
+def _clear_drafts(folder: Path) -> None:
+    for draft in folder.parent.glob(f".{folder.name}.*"):
+        if draft.is_dir():
+            shutil.rmtree(draft, ignore_errors=True)
 
 
 def _unwritten(folder: Path, fault: OSError) -> ModelError:
     if fault.errno in (errno.ENOSPC, errno.EDQUOT):
-        return ModelError(f"The disk is full: {folder} could not be written.", next_step="free about 400 MB, or LARGEFORGE_CACHE=<a folder on another disk>")
+        return ModelError(f"The disk is full: {folder} could not be written.", next_step="free about 600 MB, or LARGEFORGE_CACHE=<a folder on another disk>")
     return ModelError(f"{folder} could not be written: {fault}.", next_step="LARGEFORGE_CACHE=<a folder you may write to>")

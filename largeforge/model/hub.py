@@ -25,6 +25,7 @@ def fetch(name: str, revision: str | None) -> Path:
     from huggingface_hub.errors import (
         GatedRepoError,
         HfHubHTTPError,
+        HTTPError,
         LocalEntryNotFoundError,
         OfflineModeIsEnabled,
         RepositoryNotFoundError,
@@ -52,6 +53,8 @@ def fetch(name: str, revision: str | None) -> Path:
         status = _status(fault)
         mend = "check HF_TOKEN: `hf auth whoami`" if status in ("401", "403") else "try again later, or model.path=<a local folder>"
         raise ModelError(f"{at} could not be fetched: the Hub answered {status}.", next_step=mend) from fault
+    except HTTPError as fault:  # the line broke after it had stood
+        raise ModelError(f"{at} could not be fetched to the end: {fault}.", next_step="run it again: what has come is kept") from fault
     except OSError as fault:
         raise ModelError(f"{at} could not be fetched: {fault}.", next_step="free some disk, or HF_HOME=<a folder on another disk>") from fault
 
@@ -59,10 +62,12 @@ def fetch(name: str, revision: str | None) -> Path:
 def cached(name: str, revision: str | None) -> Path | None:
     """Return the snapshot's folder if it is in the cache already; asks no network. It may hold a part of the files."""
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.errors import HFValidationError, IncompleteSnapshotError
 
     try:
-        return Path(snapshot_download(name, revision=revision, local_files_only=True))
+        return Path(snapshot_download(name, revision=revision, local_files_only=True, allow_patterns=list(WANTED), ignore_patterns=list(UNWANTED)))
+    except IncompleteSnapshotError as part:
+        return Path(part.snapshot_path)  # config and tokenizer may be among what has come
     except (OSError, HFValidationError):
         return None
 

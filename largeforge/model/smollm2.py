@@ -51,7 +51,7 @@ class SmolLM2(Source):
 
     def write(self, folder: Path) -> str:
         """Fetch the GGUF file and write the model it holds; returns the artifact's kind."""
-        with tempfile.TemporaryDirectory(prefix=".fetch.", dir=folder.parent) as scratch:
+        with tempfile.TemporaryDirectory(prefix=f"{folder.name}.fetch.", dir=folder.parent) as scratch:  # a draft's name: cleared like one
             gguf = self.fetch(Path(scratch))
             self.say("model=smollm2: converting it (about 10 s, once) ...")
             convert(gguf, folder)

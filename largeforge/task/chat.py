@@ -61,7 +61,7 @@ class Conversation:
         self.engine = engine
         self.run = run
         self.opening: tuple[Message, ...] = (Message("system", config.system),) if config.system else ()
-        self.turns = self.opening
+        self.turns: tuple[Message, ...] = self.opening
         self.num_answers = self.prompt_tokens = self.completion_tokens = 0
 
     def ask(self, text: str) -> None:
