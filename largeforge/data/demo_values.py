@@ -81,11 +81,11 @@ def file_path(folders: Sequence[str], stems: Sequence[str], numbers: Range) -> M
     """A file of rows: chats.jsonl, data/support/chats_12.csv, /srv/a/b.parquet."""
 
     def draw(rng: Random) -> str:
-        head = rng.choice(("", "", "", "./", "/", "../"))
-        depth = rng.choice((0, 1, 1, 1, 2)) if head != "/" else rng.choice((1, 2))
+        head = rng.choice(("", "", "", "", "", "./", "/", "../"))
+        depth = rng.choice((0, 0, 1, 1, 1, 2)) if head != "/" else rng.choice((1, 2))
         parts = [rng.choice(folders) for _ in range(depth)]
         stem = rng.choice(stems)
-        if rng.random() < 0.35:
+        if rng.random() < 0.25:
             stem += rng.choice("-_") + rng.choice((rng.choice(stems), str(rng.randint(*numbers)), f"v{rng.randint(*numbers)}"))
         ending = rng.choice(("jsonl", "jsonl", "jsonl", "json", "csv", "parquet", "arrow"))
         return head + "/".join([*parts, f"{stem}.{ending}"])
@@ -231,7 +231,7 @@ VALUES: dict[str, Values] = {
     "steps": Values(whole((5, 99), (100, 399), (1000, 1999), (10000, 12000)), whole((400, 999), (2000, 6000))),
     "epochs": Values(one_of(("1", "2", "2", "3", "3", "4", "5", "6", "10", "12", "15", "20", "1.5", "0.5")), one_of(("7", "8", "9", "11", "13", "14"))),
     "batch": Values(whole((1, 16), (1, 16), (64, 128), (200, 300)), whole((17, 63), (129, 199))),
-    "length": Values(whole((64, 299), (300, 999), (3000, 9000)), whole((1000, 2999))),
+    "length": Values(whole((64, 299), (300, 999)), whole((1000, 2048))),
     "precision": Values(one_of(("bf16", "fp32", "fp16")), one_of(("bf16", "fp32", "fp16"))),
     "seed": Values(whole((0, 99), (0, 99), (1000, 1999), (10000, 99999)), whole((100, 999), (2000, 9999))),
     "name": Values(slug(FIRST_TRAINING, SECOND_TRAINING, (1, 12)), slug(FIRST_HELDOUT, SECOND_HELDOUT, (13, 40))),

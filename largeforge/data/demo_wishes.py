@@ -143,9 +143,9 @@ def _model(language: Language, rng: Random, *, artifact: float) -> tuple[str, st
 def _data(language: Language, rng: Random) -> tuple[str, list[str]]:
     """Draw the rows: how they are called, and the words of the command."""
     kind = rng.random()
-    if kind < 0.25:
+    if kind < 0.33:
         return _spoken(rng.choice(language.data.demo), rng), ["data=demo"]
-    if kind < 0.5:
+    if kind < 0.66:
         return _spoken(rng.choice(language.data.chats), rng), ["data=chat"]
     path = language.value("file", rng)
     return _spoken(rng.choice(language.data.file), rng).replace("{path}", path), ["data=chat", f"data.path={path}"]
@@ -156,8 +156,8 @@ EXCLUSIVE = ({"trainer.max_steps", "trainer.epochs"}, {"adapter", "adapter.r"}, 
 
 
 def _options(rng: Random, *, least: int, plan: bool) -> list[Option]:
-    """Draw 0 to 4 options that go together, in the order they are said."""
-    count = max(least, rng.choices((0, 1, 2, 3, 4), (10, 34, 34, 18, 4))[0])
+    """Draw 0 to 3 options that go together, in the order they are said."""
+    count = max(least, rng.choices((0, 1, 2, 3), (20, 48, 26, 6))[0])
     chosen: list[Option] = []
     while len(chosen) < count:
         option = rng.choices(OPTIONS, [option.weight for option in OPTIONS])[0]
@@ -224,9 +224,9 @@ def _fit(text: str, options: str) -> str:
 def _finished(language: Language, text: str, rng: Random) -> str:
     """Add the words that ask for nothing, and the case and full stop that people use or leave out."""
     text = re.sub(r" ([?.,;:])(?= |$)", r"\1", re.sub(r"\s+", " ", text)).strip()
-    if rng.random() < 0.15:
+    if rng.random() < 0.1:
         text = rng.choice(language.openers) + text
-    if rng.random() < 0.15 and text[-1] not in "?\"'":
+    if rng.random() < 0.1 and text[-1] not in "?\"'":
         text += rng.choice(language.closers)
     if rng.random() < 0.4:
         text = text[0].upper() + text[1:]
