@@ -147,7 +147,6 @@ def collate(table: TokenTable, sequences: Sequence[Sequence[int]], *, pad_id: in
             begin, at = at, at + len(ids)
             ids_BT[b, begin:at] = torch.from_numpy(ids)
             supervised_BT[b, begin:at] = torch.from_numpy(supervised)
-            supervised_BT[b, begin] = False
             positions_BT[b, begin:at] = torch.arange(at - begin)
         positions_BT[b, begin:] = torch.arange(width - begin)
         num_tokens += at

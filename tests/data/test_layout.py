@@ -39,9 +39,8 @@ def test_best_fit_decreasing_by_hand() -> None:
 
 
 def test_best_fit_takes_the_tightest_room() -> None:
-    """Rooms of 2 and 3 are open when 2 comes: it goes where nothing is left over, so that 3 still finds its place."""
-    layout = packed([8, 7, 3, 2], width=10, micro_batch_size=4)
-    assert sorted(sorted(sequence) for sequence in layout[0]) == [[0, 3], [1, 2]]
+    """Behind 6 and 5 there is room for 4 and 5: 4 goes where nothing is left over, so that 3 and 2 still find theirs."""
+    assert best_fit([6, 5, 4, 3, 2], 10) == [[0, 2], [1, 3, 4]]
 
 
 @pytest.mark.parametrize("seed", range(3))

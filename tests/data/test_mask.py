@@ -185,6 +185,12 @@ def test_a_template_that_rewrites_answers_is_refused_not_guessed() -> None:
         chat.rendered(SINGLE)
 
 
+def test_text_that_hangs_on_what_an_answer_says_is_refused() -> None:
+    chat = ChatTokenizer(make_tokenizer(CHATML + "{% if messages[-1]['content'] == 'Paris.' %}{{ 'END' }}{% endif %}"))
+    with pytest.raises(UnclearAnswer, match="rewrites this answer"):
+        chat.rendered(SINGLE)
+
+
 def test_no_template_says_what_to_do() -> None:
     tokenizer = make_tokenizer()
     tokenizer.chat_template = None
