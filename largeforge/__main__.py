@@ -66,14 +66,14 @@ def _dispatch(words: list[str]) -> int:
         print(recipe_schema_text(flags.config_dirs))
     elif flags.help or not flags.words:
         print(_help(words))
-    elif flags.multirun:
-        from largeforge.config.sweep import sweep
-
-        return sweep(words)
     elif flags.cfg or flags.origins:
         from largeforge.config.shown import config_text, origins_text
 
         print(origins_text(words) if flags.origins else config_text(words, flags.cfg or "job"), end="")
+    elif flags.multirun:
+        from largeforge.config.sweep import sweep
+
+        return sweep(words)
     else:
         from largeforge.config.compose import compose
 

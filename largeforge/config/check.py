@@ -48,7 +48,7 @@ def key_table(composition: Composition) -> dict[str, Key]:
 def secrets_of(composition: Composition) -> set[str]:
     """Return the texts of every secret in a composed config, whether it passes the check or not."""
     found: set[str] = set()
-    for path, key in key_table(composition).items():
+    for path, key in (composition.keys or key_table(composition)).items():
         if is_secret(key.kind):
             found |= {str(one.value) for one in composition.setters.get(path, []) if one.value not in (None, "", "???")}
     return found
@@ -85,6 +85,7 @@ class _Check:
         root = self._root()
         self._find_parts(root, values, "")
         self.keys = {key.path: key for key in keys_of(root, parts=self.parts)}
+        self.it.keys = self.keys
         self._as_text(values)
         self._missing(values, ())
         config = self._parse(root, values, "")

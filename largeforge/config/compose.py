@@ -24,6 +24,7 @@ from largeforge.config.refusals import refuse
 from largeforge.config.yaml_file import YamlFile, read_yaml
 
 if TYPE_CHECKING:
+    from largeforge.config.fields import Key
     from largeforge.task.config import RootConfig
 
 PATH_CHOICE = {"model": "hf", "data": "chat"}
@@ -57,6 +58,7 @@ class Composition:
         values: plain values, interpolations as written.
         setters: dotted path -> who set it, the last one won.
         unsound: paths whose values are not worth checking (an unknown choice, broken YAML, a failed interpolation).
+        keys: every key that the typed config has; the check fills it in.
     """
 
     flags: Flags
@@ -68,6 +70,7 @@ class Composition:
     settings: list[Setting] = field(default_factory=list)
     findings: list[Finding] = field(default_factory=list)
     unsound: set[str] = field(default_factory=set)
+    keys: dict[str, Key] = field(default_factory=dict)
     recipe: str | None = None
 
     def origin(self, path: str) -> str:
@@ -283,7 +286,7 @@ class _Gathering:
             defaults = file.values.get("defaults", [])
             package: str | None = file.header.get("package", (None, 0))[0]
         else:
-            own, defaults, refused = refuse(file, recipe=recipe)
+            own, defaults, refused = refuse(file, recipe=recipe, root=recipe or config_path.startswith("task/"))
             own = copy.deepcopy(own)
             self.it.findings.extend(refused)
             package = "_global_" if recipe or config_path.startswith("task/") else None
@@ -433,9 +436,9 @@ class _Gathering:
     def _from_environment(self, name: str, parts: list[str], text: str) -> None:
         it = self.it
         group = parts[0]
-        if group not in it.values:
+        if group not in it.values or not self.library.is_group(group):
             if not self.library.is_group(group):
-                near = nearest(group, [*it.values, *self.library.groups()])
+                near = nearest(group, self.library.groups())
                 near_name = "LARGEFORGE_" + "__".join([near or "", *parts[1:]]).upper() if near else ""
                 it.findings.append(Finding(".".join(parts), text, f"no such group{f'; nearest: {near_name}' if near_name else ''}; unset {name}", name))
             return

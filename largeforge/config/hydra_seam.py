@@ -185,9 +185,37 @@ def order_files(chosen: Mapping[str, str | None], *, load: Callable[[str], Loade
         load: "model/nano" -> what the file says; None where there is no such file and none to stand in for it.
         is_group: whether a word is a group.
 
+    The same choices over the same files are unfolded once in a process: the files are asked for again, and compared.
+
     Raises:
         one of CompositionFault: a defaults list that Hydra cannot unfold.
     """
+    key = tuple(chosen.items())
+    loads, order = _unfolded.get(key, ({}, None))
+    again: dict[str, Loaded | None] = {}
+    for path, before in loads.items():  # as they were asked for: up to the first that changed, each is a part of this config too
+        again[path] = load(path)
+        if again[path] != before:
+            break
+    if order is not None and again == loads:
+        return order
+    recorded: dict[str, Loaded | None] = {}
+
+    def recording(path: str) -> Loaded | None:
+        recorded[path] = again[path] if path in again else load(path)
+        return recorded[path]
+
+    order = _unfold(chosen, load=recording, is_group=is_group)
+    if len(_unfolded) > 256:
+        _unfolded.clear()
+    _unfolded[key] = (recorded, order)
+    return order
+
+
+_unfolded: dict[tuple[tuple[str, str | None], ...], tuple[dict[str, Loaded | None], Order | None]] = {}
+
+
+def _unfold(chosen: Mapping[str, str | None], *, load: Callable[[str], Loaded | None], is_group: Callable[[str], bool]) -> Order:
     repository = _Repository(load, is_group)
     preset: dict[str, str | None] = {}
     for _ in range(4):

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import lru_cache
 
 
+@lru_cache(maxsize=8192)
 def distance(a: str, b: str, limit: int = 99) -> int:
     """Count the letters to insert, delete, change or swap with a neighbour to make `b` from `a`; stops above `limit`."""
     if abs(len(a) - len(b)) > limit:
@@ -60,11 +62,12 @@ def nearest_key(path: str, keys: Iterable[str]) -> str | None:
 def _rank(path: str, head: str, leaf: str, key: str) -> tuple[float, int, str] | None:
     """How far a key is from a path, None where it is too far to be meant."""
     key_head, _, key_leaf = key.rpartition(".")
-    leaf_gap = distance(leaf.lower(), key_leaf)
-    close = leaf_gap <= max(1, len(leaf) // 2)
+    abbreviated = head == key_head and len(key_leaf) <= 2 and key_leaf.startswith(leaf[:1])
+    most = max(1, len(leaf) // 2)
+    leaf_gap = distance(leaf.lower(), key_leaf, 99 if abbreviated else most)
+    close = leaf_gap <= most
     if not head and key_head:  # a bare word: any group may be meant
         return (leaf_gap + 0.5, -_shared(leaf, key_leaf), key) if leaf_gap <= len(leaf) // 3 else None
-    abbreviated = head == key_head and len(key_leaf) <= 2 and key_leaf.startswith(leaf[:1])
     gap = leaf_gap + distance(head.lower(), key_head)
     if not (close or abbreviated) or gap > max(2, len(path) // 3):
         return None

@@ -20,12 +20,13 @@ _GROUP = re.compile(r"[a-z][a-z0-9_]*(?:/[a-z][a-z0-9_]*)*")
 _PACKAGE = re.compile(r"[a-z][a-z0-9_]*")
 
 
-def refuse(file: YamlFile, *, recipe: bool) -> tuple[dict[str, Any], list[Any], list[Finding]]:
+def refuse(file: YamlFile, *, recipe: bool, root: bool) -> tuple[dict[str, Any], list[Any], list[Finding]]:
     """Return the values and the defaults list that may be used, and what was refused.
 
     Args:
         file: the parsed file.
-        recipe: a recipe stands at the root; a choice (of --config-dir) stands below its group.
+        recipe: whether it is a recipe; else a choice of --config-dir.
+        root: it stands at the root, as recipes and tasks do; other choices stand below their group.
     """
     findings: list[Finding] = []
     name = shown(file.path)
@@ -34,12 +35,12 @@ def refuse(file: YamlFile, *, recipe: bool) -> tuple[dict[str, Any], list[Any], 
         findings.append(Finding(".".join(path), value, why, f"{name}:{file.lines.get(path, 1)}"))
 
     for keyword, (value, line) in file.header.items():
-        if not (keyword == "package" and value == "_global_" and recipe):
+        if not (keyword == "package" and value == "_global_" and root):
             findings.append(
                 Finding(
                     f"# @{keyword}",
                     value,
-                    "a recipe stands at the root; it may not choose its package" if recipe else "a choice may not choose its package",
+                    "it stands at the root; it may not choose its package" if root else "a choice may not choose its package",
                     f"{name}:{line}",
                 )
             )
@@ -48,7 +49,7 @@ def refuse(file: YamlFile, *, recipe: bool) -> tuple[dict[str, Any], list[Any], 
         word = str(key)
         if word.split(".")[0].split("/")[0] == "hydra" or word.startswith("hydra"):
             tell((word,), values.pop(key), "Hydra's own settings may not be touched by a file from elsewhere")
-        elif word in USERS_OWN and recipe:
+        elif word in USERS_OWN and root:
             tell((word,), values.pop(key), USERS_OWN[word])
         elif "." in word:
             tell((word,), values.pop(key), f"write it nested: {word.replace('.', ': {', 1)}: ...}}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from largeforge.config.command_line import read_flags
+from largeforge.config.command_line import read_flags, read_setting
 from largeforge.config.compose import Composition, checked, leaves
 from largeforge.config.finding import show
 from largeforge.config.hydra_seam import is_hydras
@@ -47,6 +47,10 @@ def as_yaml(values: dict[str, Any]) -> str:
 
 
 def _checked(argv: Sequence[str]) -> tuple[Composition, dict[str, Any]]:
-    own = [word for word in argv if not is_hydras(word)] if read_flags(argv).cfg == "all" else argv
-    composition, _, values = checked(own)
+    """Check what is shown: without Hydra's own settings under --cfg all, and without what a sweep would vary."""
+    flags = read_flags(argv)
+    left_out = {word for word in flags.words if is_hydras(word)} if flags.cfg == "all" or flags.multirun else set()
+    if flags.multirun:
+        left_out |= {word for word in flags.words if read_setting(word, multirun=True).sweep is not None}
+    composition, _, values = checked([word for word in argv if word not in left_out])
     return composition, values

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from largeforge.artifact import write_atomically
-from largeforge.config.check import check
+from largeforge.config.check import check, hide, secrets_of
 from largeforge.config.command_line import Setting, read_flags
 from largeforge.config.compose import Composition, compose, gather
 from largeforge.config.finding import Finding, config_error, mend
@@ -106,8 +106,9 @@ class PointJob:
     def __call__(self, _config: Any) -> float:
         number, words = current_point()
         own = Path(self.folder) / str(number)
+        argv = [*self.flags, *words, f"folder={json.dumps(str(own))}"]
         try:
-            composed = compose([*self.flags, *words, f"folder={json.dumps(str(own))}"], files=True)
+            composed = compose(argv, files=True)
             from largeforge.run import execute
 
             code = execute(composed)
@@ -118,7 +119,8 @@ class PointJob:
             print(f"point {number}: {type(fault).__name__}: {fault}", file=sys.stderr)
             code = EXIT_FAULT
         own.mkdir(parents=True, exist_ok=True)
-        write_atomically(own / POINT, json.dumps({"number": number, "words": words, "exit_code": code}) + "\n")
+        shown = hide(words, secrets_of(gather(read_flags(argv))))
+        write_atomically(own / POINT, json.dumps({"number": number, "words": shown, "exit_code": code}) + "\n")
         if code >= 128:
             raise KeyboardInterrupt
         found = _result(own).get("metrics", {}).get(self.metric)

@@ -83,6 +83,18 @@ def test_a_choice_from_elsewhere_is_as_untrusted(put: Put) -> None:
     assert {"# @package", "r", "adapter._target_"} <= set(found)
 
 
+def test_a_task_from_elsewhere_may_not_trust_for_the_user(put: Put) -> None:
+    put("mine/task/bad.yaml", "# @package _global_\ntask: {_target_: os.path.join}\ntrust: [os]\nfolder: /etc\n")
+    found = problems("task=bad", "--config-dir", "mine")
+    assert {"trust", "folder", "task._target_"} <= set(found)
+    assert "# @package" not in found
+
+
+def test_the_environment_may_not_trust(put: Put, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LARGEFORGE_TRUST__0", "os")
+    assert "no such group" in problems("task=sft", "trust=[x]")["trust.0"][1]
+
+
 def test_interpolating_a_key_is_allowed(put: Put) -> None:
     put("recipes/good.yaml", HEAD + "adapter: {alpha: '${adapter.r}', r: '${.dropout_rank}'}\n".replace("'${.dropout_rank}'", "8") + "name: r${seed}\n")
     composed = compose(["recipe=good"])

@@ -62,6 +62,8 @@ def test_the_example_of_our_style(put: Put) -> None:
         ("task=sft trainer.early_stopping.patience=1", "trainer.early_stopping.patience", "trainer.validate_every_steps"),
         ("task=sft trainer=cpu trainer.precision=fp16", "trainer.precision", "fp16 trains on a GPU"),
         ("task=sft model=nano data.max_length=4096", "data.max_length", "at most 2048"),
+        ("task=sft plan=rtx4091", "plan", "a device: "),
+        ("task=sft --config-dir nowhere", "--config-dir", "no such folder"),
         ("task=sft trainer.devices=32", "trainer.batch_size", "at least one row"),
     ],
 )
@@ -115,6 +117,13 @@ def test_broken_yaml_tells_file_line_and_column(put: Put) -> None:
 def test_broken_choice_is_told_once(put: Put) -> None:
     put("mine/adapter/odd.yaml", "_target_: [\n")
     assert list(problems("task=sft", "adapter=odd", "--config-dir", "mine")) == ["adapter/odd"]
+
+
+def test_mistakes_in_a_choice_of_ones_own_name_its_lines(put: Put) -> None:
+    put("mine/adapter/wide.yaml", "# Ours\ndefaults: [lora]\nrnk: 3\nr: -1\n")
+    found = problems("task=sft", "adapter=wide", "--config-dir", "mine")
+    assert found["adapter.rnk"][1:] == ("no such key; nearest: adapter.r", "mine/adapter/wide.yaml:3")
+    assert found["adapter.r"][2] == "mine/adapter/wide.yaml:4"
 
 
 def test_mistakes_in_a_recipe_name_its_lines(put: Put) -> None:
