@@ -185,7 +185,11 @@ def test_two_shards(folder: Path) -> None:
 
 def test_what_is_missing(folder: Path) -> None:
     """Each file that is missing is named, with what to do."""
-    for name, words in [("tokenizer.json", "holds no tokenizer"), ("model.safetensors", "holds no model.safetensors"), ("config.json", r"config\.json is missing")]:
+    for name, words in [
+        ("tokenizer.json", "holds no tokenizer"),
+        ("model.safetensors", "holds no model.safetensors"),
+        ("config.json", r"config\.json is missing"),
+    ]:
         (folder / name).unlink()
         with pytest.raises(ModelError, match=words) as caught:
             load(folder)

@@ -73,7 +73,9 @@ def test_dtypes(nano_cache: Path) -> None:
     assert {(p.dtype, p.requires_grad) for p in adapted.parameters()} == {(torch.bfloat16, False), (torch.float32, True)} and adapted.training
     full = source.load(trainable=True, precision="bf16", adapter=part("adapter", "none", live={"seed": 0})).network
     assert {(p.dtype, p.requires_grad) for p in full.parameters()} == {(torch.float32, True)}
-    assert {p.dtype for p in part("model", "nano", dtype="fp32").load(trainable=True, precision="bf16", adapter=adapter).network.parameters()} == {torch.float32}
+    assert {p.dtype for p in part("model", "nano", dtype="fp32").load(trainable=True, precision="bf16", adapter=adapter).network.parameters()} == {
+        torch.float32
+    }
 
 
 @pytest.mark.parametrize("choice", ["lora", "none"])

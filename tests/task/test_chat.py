@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import signal
 import subprocess
@@ -13,11 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tokenizers import Tokenizer
 
 from largeforge.chat import ChatRequest, Delta, Message, Usage
 from largeforge.config.compose import compose
 from largeforge.console import Console
 from largeforge.errors import InputError, Interrupted
+from largeforge.model.nano import TOKENIZER
 from largeforge.run import Run, execute
 from largeforge.task.chat import Conversation
 from tests.task.conftest import Runner
@@ -128,14 +131,19 @@ def test_one_question(nano_cache: Path, tmp_path: Path, monkeypatch: pytest.Monk
     assert '"completion_tokens": 3' in (tmp_path / "run" / "result.json").read_text()
 
 
-def test_with_what_was_trained(train: Runner, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Train an adapter until it knows its rows, then ask it: the artifact answers, with the template it was trained with."""
-    code, result = train("run", "trainer.epochs=40", "method.learning_rate=1e-2", "adapter.r=32", "tracker=none")
+def test_with_what_was_trained(train: Runner, tmp_path: Path) -> None:
+    """An adapter artifact answers through its base and with the template it was trained with, not the base's own."""
+    template = tmp_path / "mine.jinja"
+    template.write_text(
+        "{% for m in messages %}{{ m['role'] + ':' + m['content'] + '<|im_end|>' }}{% endfor %}{% if add_generation_prompt %}assistant:{% endif %}"
+    )
+    code, result = train("run", "trainer.max_steps=2", "tracker=none", f"model.chat_template={template}")
     assert code == 0
-    capsys.readouterr()
-    words = ["task=chat", f"model={result['artifact']}", "prompt=Tell me 8 things about rivers.", "engine.max_tokens=24", "folder=chat"]
+    template.unlink()
+    words = ["task=chat", f"model={result['artifact']}", "prompt=Tell me 8 things.", "engine.max_tokens=4", "folder=chat"]
     assert execute(compose(words)) == 0
-    assert "rivers" in capsys.readouterr().out
+    asked = Tokenizer.from_file(str(TOKENIZER)).encode("user:Tell me 8 things.<|im_end|>assistant:").ids
+    assert json.loads((tmp_path / "chat" / "result.json").read_text())["metrics"]["prompt_tokens"] == len(asked)
 
 
 def test_the_whole_way(nano_cache: Path, tmp_path: Path) -> None:
