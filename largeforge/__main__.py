@@ -64,7 +64,7 @@ def _dispatch(words: list[str]) -> int:
         from largeforge.config.schema import recipe_schema_text
 
         print(recipe_schema_text(flags.config_dirs))
-    elif flags.help or not flags.words:
+    elif flags.help or not (flags.words or flags.cfg):
         print(_help(words))
     elif flags.cfg or flags.origins:
         from largeforge.config.shown import config_text, origins_text

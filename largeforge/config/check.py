@@ -91,7 +91,8 @@ class _Check:
         config = self._parse(root, values, "")
         meant = {finding.mend.partition("=")[0] for finding in self.findings if finding.mend and finding.value != "???"}
         self.findings = [finding for finding in self.findings if finding.value != "???" or finding.key not in meant]
-        bad = {finding.key for finding in self.findings} | self.unsound
+        stood_in = set(self.parts) - self.unsound  # an unknown choice is told; its nearest is checked like any other
+        bad = ({finding.key for finding in self.findings} - stood_in) | self.unsound
         self.findings.extend(problems_of(values, bad=bad, origin=self.it.origin, setter=self.it.setter, files=File() if self.files else None))
         if self.findings or not isinstance(config, RootConfig):
             return None, {}, self.findings

@@ -316,7 +316,7 @@ class _Gathering:
         by_command = setting is not None and (setting.text or "") == name
         origin = setting.origin if by_command and setting else self.asked.get(config_path, COMMAND_LINE)
         allowed = f"no such choice; nearest: {near}" if near else f"one of: {', '.join(known) or 'nothing yet'}"
-        if near and len(known) <= 12:
+        if near and len(known) <= 4:
             allowed = f"no such {'recipe' if group == 'recipe' else 'choice'}; one of: {', '.join(known)}; nearest: {near}"
         self.it.findings.append(Finding(group, name, allowed, origin, f"{group}={near}" if near else "", setting.word if by_command and setting else ""))
         if near is None:

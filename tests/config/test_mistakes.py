@@ -98,6 +98,12 @@ def test_combinations_are_told_beside_other_mistakes() -> None:
     assert set(found) == {"data.max_length", "adapter.rnk", "trainer.precision"}
 
 
+def test_an_unknown_choice_is_replaced_by_the_nearest_for_the_rest_of_the_check() -> None:
+    found = problems("task=sft", "model=nanoo", "data.max_length=4096", "model.init_sed=3")
+    assert set(found) == {"model", "data.max_length", "model.init_sed"}
+    assert found["model.init_sed"][1].endswith("nearest: model.init_seed")
+
+
 def test_broken_yaml_tells_file_line_and_column(put: Put) -> None:
     """Proves SYS-D-005: configuration files are YAML; what is no YAML is told where it breaks."""
     put("recipes/broken.yaml", "defaults:\n  - override /task: sft\ntrainer:\n  max_steps: [1, 2\nseed: 1\n")
