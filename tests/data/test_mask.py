@@ -145,6 +145,7 @@ def test_a_special_token_that_swallows_whitespace_stays_outside() -> None:
     assert tokenizer.decode([token for token, flag in zip(tokens.token_ids, tokens.answer, strict=True) if flag]) == "Paris<|im_end|>"
 
 
+@pytest.mark.peer
 def test_agrees_with_trl_where_trl_has_a_training_template() -> None:
     """TRL patches known templates with markers; through any such template our mask is TRL's, end of turn included."""
     from trl.chat_template_utils import qwen3_chat_template, qwen3_training_chat_template
