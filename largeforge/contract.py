@@ -195,6 +195,9 @@ class DataModule(Protocol):
     def sample(self, count: int) -> list[TokenizedRow]:
         """The first rows, for a person to look at."""
 
+    def bad_rows(self) -> Iterator[str]:
+        """Every row that was left out, one JSON object a line: origin, field, message, mend."""
+
     def heldout(self) -> list[Example]:
         """Rows no training row is drawn from, for benchmarks; empty where the data has none."""
 
@@ -296,6 +299,8 @@ class Benchmark(Protocol):
     """Asks an engine held-out questions and counts."""
 
     config: Any
+    measures: bool
+    """False where nothing is asked: then held-out rows need not be read."""
 
     def run(self, engine: Engine, examples: Sequence[Example], *, title: str = "", run: Run | None = None) -> Score | None:
         """Score the engine; None where the choice is none or there are no examples.

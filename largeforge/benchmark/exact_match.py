@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 class ExactMatch:
     """Asks greedily, compares, counts."""
 
+    measures = True
+
     def __init__(self, config: ExactMatchConfig) -> None:
         self.config = config
 

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 class Unmeasured:
     """Asks nothing."""
 
+    measures = False
+
     def __init__(self, config: UnmeasuredConfig) -> None:
         self.config = config
 

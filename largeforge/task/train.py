@@ -40,9 +40,10 @@ class Train:
         facts = {"device": trainer.device, "precision": trainer.precision, **data.facts}
         write_lock(run.folder / "recipe.lock.yaml", run.composed, sources=[model.source, data.source], template=model.template, facts=facts)
         tell(run, model, facts)
+        keep_bad_rows(run, data)
 
         # ---- before ----
-        examples = data.heldout()
+        examples = data.heldout() if benchmark.measures else []
         before = measured_before(run, benchmark, engine, examples)
 
         # ---- train ----
@@ -114,6 +115,13 @@ def numbers(run: Run) -> Section:
 def facts_section(facts: dict[str, Any]) -> list[Section]:
     """What was decided at run time."""
     return [Section("Decided at run time", ("fact", "value"), [(name, value) for name, value in facts.items() if not isinstance(value, (list, dict))])]
+
+
+def keep_bad_rows(run: Run, data: DataModule) -> None:
+    """List every row that was left out in bad_rows.jsonl; no file where there is none."""
+    if data.facts["rows_bad"]:
+        write_atomically(run.folder / "bad_rows.jsonl", "".join(f"{line}\n" for line in data.bad_rows()))
+        run.progress.say(f"rows left out: {data.facts['rows_bad']:,}, listed in {run.folder / 'bad_rows.jsonl'}")
 
 
 def tell(run: Run, model: LoadedModel, facts: dict[str, Any]) -> None:
