@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from largeforge.config.finding import Finding
 from largeforge.config.nearest import nearest
+from largeforge.config.places import expanded, stands
 from largeforge.config.yaml_file import read_yaml
 
 if TYPE_CHECKING:
@@ -62,9 +63,9 @@ class File:
         if path.startswith("<"):
             return None  # the placeholder of a command to try
         if any(letter in path for letter in "*?["):
-            return None if glob.glob(str(Path(path).expanduser()), recursive=True) else "no file matches"
-        place = Path(path).expanduser()
-        if place.exists():
+            return None if glob.glob(str(expanded(path)), recursive=True) else "no file matches"
+        place = expanded(path)
+        if stands(place):
             return None
         local = path.startswith(("/", "./", "../", "~")) or path.count("/") > 1 or (kind == "data" and (path.endswith(DATA_SUFFIXES) or "/" not in path))
         if not local:

@@ -19,7 +19,7 @@ from largeforge.config.composed import Composed
 from largeforge.config.finding import COMMAND_LINE, Finding, config_error, mend
 from largeforge.config.hydra_seam import CompositionFault, Loaded, Order, order_files
 from largeforge.config.nearest import nearest
-from largeforge.config.places import SUFFIX, Library, shown, user_folder
+from largeforge.config.places import SUFFIX, Library, expanded, shown, stands, user_folder
 from largeforge.config.refusals import refuse
 from largeforge.config.yaml_file import YamlFile, read_yaml
 
@@ -229,14 +229,16 @@ class _Gathering:
             self.it.findings.append(Finding(key, text, f"one of: {', '.join(known)}", setting.origin, "", setting.word))
             return
         is_path = name not in known and self.library.file_of(f"{group}/{name}") is None
-        if group in PATH_CHOICE and is_path and ("/" in name or Path(name).exists()):
+        if group in PATH_CHOICE and is_path and ("/" in name or stands(Path(name))):
             chosen[key] = PATH_CHOICE[group]
             target = package or group
             values.append(([target, "path"], Setting(setting.word, f"{target}.path", "", text, name, origin=setting.origin)))
-        elif group == "recipe" and name.endswith(SUFFIX) and Path(name).expanduser().is_file():
-            path = Path(name).expanduser()
+        elif group == "recipe" and name.endswith(SUFFIX) and stands(expanded(name)):
+            path = expanded(name)
             chosen[key] = path.stem
             self.given[f"recipe/{path.stem}"] = path
+        elif not re.fullmatch(r"\w[\w.+-]*(?:/\w[\w.+-]*)*", name):
+            self._stand_in(f"{group}/{name}")
         else:
             chosen[key] = name
 
@@ -300,12 +302,15 @@ class _Gathering:
         name = config_path.removeprefix("recipe/")
         for path in self.given.values() if name != config_path else ():
             neighbour = path.parent / f"{name}{SUFFIX}"
-            if ".." not in name.split("/") and neighbour.is_file():
+            if ".." not in name.split("/") and stands(neighbour):
                 return neighbour
         return None
 
     def _stand_in(self, config_path: str) -> Loaded | None:
-        group, _, name = config_path.rpartition("/")
+        """Tell of a choice that there is not, and load the nearest."""
+        groups = [group for group in self.library.groups() if config_path.startswith(f"{group}/")]
+        group = max(groups, key=len, default=config_path.partition("/")[0])
+        name = config_path[len(group) + 1 :]
         if not self.library.is_group(group) or name == "???":
             where = self.asked.get(config_path, COMMAND_LINE)
             self.it.findings.append(Finding("defaults", config_path, "no such file", where))

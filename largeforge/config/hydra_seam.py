@@ -22,10 +22,11 @@ from hydra.errors import HydraException
 from hydra.plugins.config_source import ConfigResult, ConfigSource
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf.errors import OmegaConfBaseException
 
 version.setbase("1.3")
 
-CompositionFault = (HydraException, ValueError, RecursionError, AssertionError)
+CompositionFault = (HydraException, OmegaConfBaseException, ValueError, RecursionError, AssertionError)
 
 
 # ---- values ----

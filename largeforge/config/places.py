@@ -34,7 +34,7 @@ def recipe_folders(config_dirs: Sequence[str] = ()) -> list[Path]:
     ~/.largeforge/recipes, the recipes that ship with LargeForge.
     """
     own = [Path(folder) / part for folder in config_dirs for part in ("recipes", "recipe", "")]
-    variable = [Path(part).expanduser() for part in os.environ.get("LARGEFORGE_RECIPES", "").split(os.pathsep) if part]
+    variable = [expanded(part) for part in os.environ.get("LARGEFORGE_RECIPES", "").split(os.pathsep) if part]
     candidates = [*own, Path("recipes"), *variable, user_folder() / "recipes", shipped("recipes")]
     return list(dict.fromkeys(folder for folder in candidates if folder.is_dir()))
 
@@ -96,16 +96,32 @@ class Library:
             return None
         if group == "recipe" and name:
             given = Path(name)
-            if name.endswith(SUFFIX) and given.is_file():
+            if name.endswith(SUFFIX) and stands(given):
                 return given
             candidates = [folder / f"{name.removesuffix(SUFFIX)}{SUFFIX}" for folder in recipe_folders(self.config_dirs)]
         else:
             candidates = [folder / f"{config_path}{SUFFIX}" for folder in self.folders()]
-        return next((path for path in candidates if path.is_file()), None)
+        return next((path for path in candidates if stands(path) and path.is_file()), None)
 
     def is_shipped(self, path: Path) -> bool:
         """True for a file of LargeForge's own conf/; recipes are never trusted, wherever they stand."""
         return shipped("conf") in path.resolve().parents
+
+
+def stands(path: Path) -> bool:
+    """True where a file or folder is there; a name that no file can have is not there."""
+    try:
+        return path.exists()
+    except OSError:
+        return False
+
+
+def expanded(name: str) -> Path:
+    """Return a path with ~ expanded, as it is where that user has no home."""
+    try:
+        return Path(name).expanduser()
+    except RuntimeError:
+        return Path(name)
 
 
 def shown(path: Path) -> str:

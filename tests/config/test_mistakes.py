@@ -250,3 +250,42 @@ def test_three_hundred_mistakes(put: Put, desk: Path, capsys: pytest.CaptureFixt
             assert "Traceback" not in printed.err + printed.out
     assert typos > 60
     assert right / typos >= 0.95, f"{right} of {typos} suggestions are right"
+
+
+KEYS = "task model data adapter model.path adapter.r trainer.checkpoint seed trust plan data.path[0]".split()
+KEYS += "model.shape defaults hydra recipe model@x a[0] .. ~adapter +x".split()
+VALUES = [
+    "nano",
+    "null",
+    "[]",
+    "{a: 1}",
+    "[1,{b: 2}]",
+    "???",
+    "${seed}",
+    "${",
+    "${a",
+    "${..b}",
+    "'",
+    '"',
+    "a,b",
+    "glob(*)",
+    "/",
+    "..",
+    "\\",
+    "é",
+    "a\nb",
+    "x" * 300,
+]
+VALUES += ["~nobody/x.yaml", "os.system", "!!python/object:os.system", "&a", "*a", "", " ", "%"]
+
+
+def test_no_words_and_no_recipe_end_in_a_traceback(put: Put, capsys: pytest.CaptureFixture[str]) -> None:
+    """Proves SYS-U-001: what is typed at random is told, never raised."""
+    draw = random.Random(SEED)
+    for number in range(120):
+        lines = [f"{draw.choice(KEYS)}: {draw.choice(VALUES)}" for _ in range(draw.randrange(4))]
+        put("recipes/odd.yaml", "\n".join(lines) + "\n")
+        words = [f"{draw.choice(KEYS)}={draw.choice(VALUES)}" for _ in range(draw.randrange(1, 4))]
+        argv = ["task=sft", *words, *(["recipe=odd"] if number % 2 else []), draw.choice(["--origins", "--help"])]
+        assert main(argv) in (0, 2), argv
+        assert "Traceback" not in capsys.readouterr().err
