@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 
 import largeforge
@@ -110,12 +111,22 @@ def test_every_import_is_declared() -> None:
 
 
 def test_python_3_10_is_enough() -> None:
-    """Every module is Python 3.10, and the package says so."""
+    """Proves SR-C-002: every module is Python 3.10, mypy knows the standard library as of then, and no exact pin asks for a newer Python."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     assert project["project"]["requires-python"] == ">=3.10"
     assert project["tool"]["ruff"]["target-version"] == "py310"
+    assert "\npython_version = 3.10\n" in (ROOT / "setup.cfg").read_text(encoding="utf-8")
     for path in modules():
         ast.parse(path.read_text(encoding="utf-8"), filename=str(path), feature_version=(3, 10))
+    pins = []
+    for line in project["project"]["dependencies"]:
+        requirement = Requirement(line)
+        oldest = requirement.marker is None or requirement.marker.evaluate({"python_version": "3.10", "python_full_version": "3.10.0"})
+        if oldest and str(requirement.specifier).startswith("=="):
+            needs = importlib.metadata.metadata(requirement.name)["Requires-Python"]
+            assert SpecifierSet(needs or "").contains("3.10.0"), f"{line} needs Python {needs}"
+            pins.append(requirement.name)
+    assert {"torch", "transformers", "lightning", "datasets", "pydantic"} <= set(pins)
 
 
 def ruff(*arguments: str, code: str | None = None) -> subprocess.CompletedProcess[str]:
