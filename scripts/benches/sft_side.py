@@ -35,6 +35,7 @@ def main(facts: dict[str, Any]) -> None:
         f"data.path={facts['data']}",
         "data.format=prompt_completion",
         f"data.limit={facts['rows']}",
+        "data.on_bad_row=skip",
         f"data.max_length={facts['length']}",
         f"data.packing={str(facts['packing']).lower()}",
         f"trainer.batch_size={facts['rows']}",
@@ -64,7 +65,7 @@ def main(facts: dict[str, Any]) -> None:
         "cpu_s": clock.cpu_s,
         "tokens_per_s": timed / clock.wall_s,
         "tokens_per_cpu_s": timed / clock.cpu_s,
-        "growth_bytes": peak_bytes("cpu") - start,
+        "growth_mib": (peak_bytes("cpu") - start) / 2**20,
     }
     Path(facts["out"]).write_text(json.dumps(result), encoding="utf-8")
 
@@ -86,21 +87,17 @@ class Clock:
 
 
 def prepare_tokens(config: Any) -> None:
-    """Tokenize into the cache before anything is measured, in a process that is forked off and forgotten."""
+    """Make model and tokens in the cache before anything is measured, in a process that is forked off and forgotten."""
     import os
+
+    from largeforge.build import build
 
     pid = os.fork()
     if pid == 0:
-        load_rows(config, load_tokenizer(config))
+        load_rows(config, build(config.model).load(trainable=False))
         os._exit(0)
     _, status = os.waitpid(pid, 0)
     assert status == 0
-
-
-def load_tokenizer(config: Any) -> Any:
-    from largeforge.build import build
-
-    return build(config.model).outline(trainable=False)
 
 
 def load_rows(config: Any, model: Any) -> Any:
