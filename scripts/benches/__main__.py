@@ -1,4 +1,7 @@
-"""`scripts/bench NAME ...`: finds the bench of that name in this folder; a bench is a module with `main(argv) -> exit code`."""
+"""`scripts/bench NAME ...`: finds the bench of that name in this folder.
+
+A bench is a module with `main(argv) -> exit code`; one whose name ends in _side is a process that a bench starts.
+"""
 
 from __future__ import annotations
 
@@ -16,6 +19,8 @@ def benches() -> dict[str, str]:
     """Name -> what it measures (its docstring's first line), without importing any of them."""
     found = {}
     for path in sorted(BENCHES.glob("[a-z]*.py")):
+        if path.stem.endswith("_side"):
+            continue
         module = ast.parse(path.read_text(encoding="utf-8"))
         if any(isinstance(node, ast.FunctionDef) and node.name == "main" for node in module.body):
             found[path.stem] = (ast.get_docstring(module) or "").partition("\n")[0]
