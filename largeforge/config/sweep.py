@@ -23,7 +23,7 @@ from largeforge.config.check import check, hide, secrets_of
 from largeforge.config.command_line import Setting, read_flags
 from largeforge.config.compose import Composition, compose, gather
 from largeforge.config.finding import Finding, config_error, mend
-from largeforge.config.hydra_seam import CompositionFault, current_point, hydra_settings, is_hydras, matching, run_sweep
+from largeforge.config.hydra_seam import CompositionFault, current_point, hydra_settings, is_hydras, matching, read_value, run_sweep
 from largeforge.errors import EXIT_DONE, EXIT_FAULT, InputError, LargeForgeError
 
 POINT = "point.json"
@@ -133,7 +133,7 @@ def read_points(folder: Path) -> list[dict[str, Any]]:
     for path in sorted(folder.glob(f"*/{POINT}"), key=lambda path: int(path.parent.name)):
         point = json.loads(path.read_text(encoding="utf-8"))
         result = _result(path.parent)
-        settings = dict(word.partition("=")[::2] for word in point["words"])
+        settings = {word.partition("=")[0]: _unquoted(word.partition("=")[2]) for word in point["words"]}
         status = result.get("status") or ("done" if point["exit_code"] == EXIT_DONE else "failed")
         rows.append(
             {"number": point["number"], "settings": settings, "status": status, "exit_code": point["exit_code"]}
@@ -231,6 +231,11 @@ def _result(folder: Path) -> dict[str, Any]:
     path = folder / "result.json"
     found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     return found if isinstance(found, dict) else {}
+
+
+def _unquoted(text: str) -> str:
+    """Show a text as it was meant: Hydra's quotes are for Hydra."""
+    return str(read_value(text, multirun=False).value) if text[:1] in {"'", '"'} else text
 
 
 def _number(value: Any) -> str:

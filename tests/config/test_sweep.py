@@ -69,6 +69,7 @@ def test_points_run_fail_and_are_compared(tiny: list[str], capfd: pytest.Capture
         ("5", "done", "0"),
         ("5", "done", "0"),
     ]
+    assert rows[1]["text"] == "What is 2+2?"
     assert [row["letters"] for row in rows] == ["1", "12", "", "", "1", "12"]
     assert float(rows[0]["loss"]) == pytest.approx(1 / 3)
     assert "point 2 failed with exit code 4: see out/2" in printed
@@ -131,3 +132,9 @@ def test_comparison_shows_what_differs() -> None:
     assert text.splitlines()[0].split() == ["point", "a", "status", "seconds", "loss"]
     assert text.splitlines()[1].split() == ["0", "1", "done", "1", "0.1235"]
     assert table.splitlines()[1] == "0,1,done,1.0,0.123456,0,f"
+
+
+def test_a_point_whose_files_are_not_there_is_told_and_the_others_go_on(capfd: pytest.CaptureFixture[str]) -> None:
+    assert main(["-m", "task=sft", "model=nano", "data=chat", "data.path=gone.jsonl,lost.jsonl", "folder=out"]) == 2
+    assert [(row["data.path"], row["exit_code"]) for row in rows_of(Path("out"))] == [("gone.jsonl", "2"), ("lost.jsonl", "2")]
+    assert "no such file" in capfd.readouterr().err
