@@ -50,7 +50,7 @@ def device_for(plan: bool | str, *, kind: str) -> Device:
     """Return the device of `plan=<value>`.
 
     Args:
-        plan: True is the device found here; otherwise a name of the table, or "cpu".
+        plan: True is the device found here; otherwise a name of the table, which holds "cpu" too.
         kind: "cpu" or "cuda": what a run here would use.
 
     Raises:
@@ -63,7 +63,7 @@ def device_for(plan: bool | str, *, kind: str) -> Device:
         return found_cpu()
     if name not in table():
         near = get_close_matches(name, table(), n=1, cutoff=0.5)
-        allowed = "true, cpu, " + ", ".join(table())
+        allowed = "true, " + ", ".join(table())
         problem = Problem("plan", str(plan), f"one of: {allowed}" + (f"; nearest: {near[0]}" if near else ""), "")
         raise ConfigError([problem], next_step=f"plan={near[0] if near else 'true'}")
     entry = table()[name]

@@ -37,6 +37,7 @@ class Plan:
         facts: name -> number or text, in the order they are shown: steps, tokens, disk ...
         notes: sentences for the user.
         shown: rows, token by token.
+        facts_bytes: what the memory was computed from: "mapped" (frozen weights) and "heap" (the allocator's replay, uncorrected).
     """
 
     task: str
@@ -48,6 +49,7 @@ class Plan:
     facts: dict[str, Any] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     shown: list[ShownRow] = field(default_factory=list)
+    facts_bytes: dict[str, int] = field(default_factory=dict)
 
     @property
     def peak_bytes(self) -> int:

@@ -63,7 +63,7 @@ def trace_step(
         mean_tokens: of an example, where rows are packed.
         whole: run every layer even of a deep model.
     """
-    network: Any = method.network  # type: ignore[attr-defined]
+    network: Any = method.model.network
     layers = decoder_layers(network)
     depth = len(layers)
     if depth > TRACED_LAYERS and not whole and alike(layers):
@@ -77,30 +77,31 @@ def trace_step(
         _fake_parameters(network, ledger)
         learning = [parameter for parameter in network.parameters() if parameter.requires_grad]
         optimizer = _optimizer(method, precision=precision)
-        batch = TokenBatch(*(ledger.with_value(real) for real in (ids, positions, supervised)), num_examples=shape.num_sequences, num_tokens=shape.num_tokens)
+        fakes = (ledger.with_value(ids), ledger.with_value(positions), ledger.with_value(supervised))
+        batch = TokenBatch(*fakes, num_examples=shape.num_sequences, num_tokens=shape.num_tokens)
         handles = _mark_layers(layers, ledger)
         gradients: set[int] = set()
         state_factor = scratch_factor = 0.0
         for step in range(2):
-            ledger.mark("zero")
-            optimizer.zero_grad(set_to_none=True)
-            for _ in range(min(num_micro_batches, 2) if step else 1):
-                ledger.mark("forward")
-                with _autocast(precision):
-                    total = sum(term.sum * term.coefficient for term in method.loss(batch))  # type: ignore[misc]
-                ledger.mark("head")
-                total.backward()  # type: ignore[union-attr]
-                del total
-            gradients |= {number for p in learning if p.grad is not None and (number := ledger.storage(p.grad)) is not None}
-            ledger.mark("step")
-            torch.nn.utils.clip_grad_norm_(learning, 1.0)
-            optimizer.step()
-            if step == 0:
-                state_factor, scratch_factor = _optimizer_factors(ledger.segments[-1], learning)
-                # the state of a real run stays; here it was only weighed
+            # Lightning runs the whole training_step under autocast, so casts of weights are kept until its end
+            with _autocast(precision):
+                ledger.mark("zero")
+                optimizer.zero_grad(set_to_none=True)
+                for _ in range(min(num_micro_batches, 2) if step else 1):
+                    ledger.mark("forward")
+                    total: Any = sum(term.sum * term.coefficient for term in method.loss(batch))
+                    ledger.mark("head")
+                    total.backward()
+                    del total
+                gradients |= {number for p in learning if p.grad is not None and (number := ledger.storage(p.grad)) is not None}
+                ledger.mark("step")
+                torch.nn.utils.clip_grad_norm_(learning, 1.0)
+                optimizer.step()
+                if step == 0:
+                    state_factor, scratch_factor = _optimizer_factors(ledger.segments[-1], learning)
+                ledger.mark("end")
         for handle in handles:
             handle.remove()
-        ledger.mark("end")
     return Trace(ledger.segments, frozenset(gradients), len(layers), depth, state_factor, scratch_factor)
 
 
@@ -162,9 +163,10 @@ def _fake_parameters(network: nn.Module, ledger: Ledger) -> None:
 
 def _optimizer(method: Method, *, precision: str) -> Any:
     scaler = object() if precision == "fp16" else None
-    trainer: Any = SimpleNamespace(precision_plugin=SimpleNamespace(scaler=scaler), world_size=1)
-    method._trainer = trainer
-    made: Any = method.configure_optimizers()
+    module: Any = method
+    # all that a method asks of Lightning's trainer while it makes its optimizer
+    module._trainer = SimpleNamespace(precision_plugin=SimpleNamespace(scaler=scaler), world_size=1)
+    made: Any = module.configure_optimizers()
     return made["optimizer"] if isinstance(made, dict) else made
 
 

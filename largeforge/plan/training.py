@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     from largeforge.task.config import TrainConfig
 
 SHOWN_ROWS = 3
+NO_TOKENIZER = (
+    "The tokenizer is not on this machine: rows are neither shown nor linted, steps and tokens are left out, and the largest micro-batch "
+    "that the config allows is assumed, every token of it supervised."
+)
 
 
 @dataclass(frozen=True)
@@ -35,6 +39,15 @@ class Load:
     num_micro_batches: int
     mean_tokens: float
     facts: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """Memory at the peak by component, what it was computed from, and a sentence on the calibration."""
+
+    memory: dict[str, int]
+    bytes: dict[str, int]
+    told: str
 
 
 class TrainingPlan:
@@ -76,29 +89,28 @@ class TrainingPlan:
         parameters = [(p.numel(), p.numel() * p.element_size(), p.requires_grad) for p in network.parameters()]
         weights = Weights(tuple(b for _, b, learns in parameters if learns), tuple(b for _, b, learns in parameters if not learns))
         load = self._load_of(data, trainer, config) if data is not None else self._assumed(config)
-        memory, scratch_note = self._memory(method, weights, load, device=device, precision=precision)
-        learning = sum(weights.learning)
+        footprint = self._memory(method, weights, load, device=device, precision=precision)
+        learning, kept = sum(weights.learning), config.trainer.checkpoint
         facts = {
             **load.facts,
-            "worst micro-batch": f"{load.worst.num_sequences} x {load.worst.num_positions}, {load.worst.num_supervised} supervised, {'packed' if load.worst.packed else 'padded'}",
+            "worst micro-batch": told(load.worst),
             "precision": precision,
             "artifact on disk": size(learning if weights.frozen else weights.total),
-            "checkpoint on disk": f"{size(3 * learning)} (weights that learn, optimizer state), {config.trainer.checkpoint.keep_last + config.trainer.checkpoint.keep_best} kept",
+            "checkpoint on disk": f"{size(3 * learning)} (weights that learn, optimizer state), {kept.keep_last + kept.keep_best} kept",
         }
         notes = list(model.notes)
         if data is None:
-            notes.append(
-                "The tokenizer is not on this machine: rows are neither shown nor linted, steps and tokens are left out, and the longest possible micro-batch is assumed."
-            )
-        notes.append(scratch_note)
+            notes.append(NO_TOKENIZER)
+        notes.append(footprint.told)
         shown = show_rows(data.sample(SHOWN_ROWS), model.tokenizer) if data is not None else []
         return Plan(
-            task=config.task.target.rpartition(".")[2].lower(),
+            task=type(method).__name__.lower(),
             model=model.source.name,
             device=device,
             parameters=sum(count for count, _, _ in parameters),
             trainable=sum(count for count, _, learns in parameters if learns),
-            memory=memory,
+            memory=footprint.memory,
+            facts_bytes=footprint.bytes,
             facts=facts,
             notes=notes,
             shown=shown,
@@ -122,11 +134,11 @@ class TrainingPlan:
             for parameter in network.parameters():
                 if not parameter.requires_grad and parameter.is_floating_point():
                     parameter.data = parameter.data.to(dtypes[precision])
-        within_examples = getattr(getattr(method, "head", None), "attention", None)
+        within_examples: Any = getattr(getattr(method, "head", None), "attention", None)
         if hasattr(within_examples, "exact"):
             within_examples.exact = False
 
-    def _memory(self, method: Method, weights: Weights, load: Load, *, device: Device, precision: str) -> tuple[dict[str, int], str]:
+    def _memory(self, method: Method, weights: Weights, load: Load, *, device: Device, precision: str) -> Footprint:
         from largeforge.plan.heap import replayed_peak
         from largeforge.plan.step import trace_step
 
@@ -150,7 +162,7 @@ class TrainingPlan:
         heap = live - frozen if heap is None else heap
         memory["allocator"] = int(frozen + heap * calibration.heap_factor) - live
         memory["libraries"] = calibration.runtime_bytes
-        return memory, f"Memory: {calibration.told}."
+        return Footprint(memory, {"mapped": frozen, "heap": heap}, f"Memory: {calibration.told}.")
 
     def _load_of(self, data: DataModule, trainer: Any, config: TrainConfig) -> Load:
         """Take steps, tokens and the worst micro-batch from the shapes of the whole run."""
@@ -182,3 +194,8 @@ class TrainingPlan:
         positions = shape.num_sequences * shape.num_positions
         held = {"eager": 1.0, "sdpa": 0.02 if shape.packed else 0.0}[self.config.model.attention]
         return positions * (1 + held * shape.num_positions / 64), shape.num_supervised
+
+
+def told(shape: BatchShape) -> str:
+    """A shape in words."""
+    return f"{shape.num_sequences} x {shape.num_positions}, {shape.num_supervised} supervised, {'packed' if shape.packed else 'padded'}"
