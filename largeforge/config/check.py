@@ -14,15 +14,14 @@ from pydantic import SecretStr, ValidationError
 from largeforge.config.combinations import File, problems_of
 from largeforge.config.fields import Key, RefusedTarget, config_class, group_of, is_secret, keys_of, members, part_class, typed_member
 from largeforge.config.finding import Finding, show
+from largeforge.config.masking import MASK, hide, plain
 from largeforge.config.nearest import nearest, nearest_key
 from largeforge.config.typed import PartConfig, Typed
 from largeforge.config.yaml_file import target_of
 from largeforge.task.config import RootConfig
 
 if TYPE_CHECKING:
-    from largeforge.config.compose import Composition, Setter
-
-MASK = "**********"
+    from largeforge.config.composition import Composition, Setter
 
 
 def check(composition: Composition, *, files: bool = False) -> tuple[RootConfig | None, dict[str, Any], list[Finding]]:
@@ -52,18 +51,6 @@ def secrets_of(composition: Composition) -> set[str]:
         if is_secret(key.kind):
             found |= {str(one.value) for one in composition.setters.get(path, []) if one.value not in (None, "", "???")}
     return found
-
-
-def hide(value: Any, secrets: set[str]) -> Any:
-    """Mask secrets wherever they were copied to, in plain values of any depth."""
-    if isinstance(value, dict):
-        return {key: hide(item, secrets) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return type(value)(hide(item, secrets) for item in value)
-    if isinstance(value, str):
-        for secret in secrets:
-            value = value.replace(secret, MASK)
-    return value
 
 
 class _Check:
@@ -391,28 +378,6 @@ class _Check:
             if isinstance(raw, str) and "${oc." in raw:
                 _put(values, path, raw)
         return hide(values, secrets) if secrets else values
-
-
-def plain(config: Typed, *, secrets: set[str] | None = None) -> dict[str, Any]:
-    """Return a typed config as plain values, secrets masked; the secrets themselves are added to `secrets`."""
-    found: dict[str, Any] = {}
-    for name, info in type(config).model_fields.items():
-        found[info.alias or name] = _plain(getattr(config, name), secrets)
-    return found
-
-
-def _plain(value: Any, secrets: set[str] | None) -> Any:
-    if isinstance(value, Typed):
-        return plain(value, secrets=secrets)
-    if isinstance(value, SecretStr):
-        if secrets is not None and value.get_secret_value():
-            secrets.add(value.get_secret_value())
-        return MASK
-    if isinstance(value, (list, tuple)):
-        return [_plain(item, secrets) for item in value]
-    if isinstance(value, dict):
-        return {key: _plain(item, secrets) for key, item in value.items()}
-    return value
 
 
 def _below(path: str, value: Any) -> list[tuple[str, Any]]:

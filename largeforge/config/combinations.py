@@ -16,7 +16,7 @@ from largeforge.config.places import expanded, stands
 from largeforge.config.yaml_file import read_yaml
 
 if TYPE_CHECKING:
-    from largeforge.config.compose import Setter
+    from largeforge.config.composition import Setter
 
 DATA_SUFFIXES = (".jsonl", ".json", ".csv", ".parquet", ".arrow", ".txt")
 DEVICES = Path(__file__).resolve().parent.parent / "plan" / "devices.yaml"

@@ -38,8 +38,8 @@ def _typed(before: list[str], current: str, library: Library) -> list[str]:
     """Complete what needs the composed config: keys and literals."""
     from largeforge.config.check import key_table
     from largeforge.config.command_line import read_flags
-    from largeforge.config.compose import gather
     from largeforge.config.fields import typed_member
+    from largeforge.config.gather import gather
     from largeforge.errors import LargeForgeError
 
     chosen = [word for word in before if "=" in word and not word.startswith("-")]

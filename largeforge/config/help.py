@@ -14,7 +14,7 @@ from largeforge.config.command_line import FLAGS
 from largeforge.config.places import Library, first_comment
 
 if TYPE_CHECKING:
-    from largeforge.config.compose import Setter
+    from largeforge.config.composition import Setter
     from largeforge.config.fields import Key
 
 _EXAMPLES = (
@@ -50,8 +50,8 @@ def task_help(argv: Sequence[str]) -> str:
     """Return the help of one task: its groups with their choices, and every key of the choices in use."""
     from largeforge.config.check import key_table
     from largeforge.config.command_line import read_flags
-    from largeforge.config.compose import gather
     from largeforge.config.finding import show
+    from largeforge.config.gather import gather
 
     composition = gather(read_flags(argv))
     library = composition.library

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from largeforge.config.command_line import read_flags, read_setting
-from largeforge.config.compose import Composition, checked, leaves
+from largeforge.config.compose import checked
+from largeforge.config.composition import Composition, leaves
 from largeforge.config.finding import show
 from largeforge.config.hydra_seam import is_hydras
 

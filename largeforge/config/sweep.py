@@ -19,11 +19,14 @@ from pathlib import Path
 from typing import Any
 
 from largeforge.artifact import write_atomically
-from largeforge.config.check import check, hide, secrets_of
+from largeforge.config.check import check, secrets_of
 from largeforge.config.command_line import Setting, read_flags
-from largeforge.config.compose import Composition, compose, gather
+from largeforge.config.compose import compose
+from largeforge.config.composition import Composition
 from largeforge.config.finding import Finding, config_error, mend
+from largeforge.config.gather import gather
 from largeforge.config.hydra_seam import CompositionFault, current_point, hydra_settings, is_hydras, matching, read_value, run_sweep
+from largeforge.config.masking import hide
 from largeforge.errors import EXIT_DONE, EXIT_FAULT, InputError, LargeForgeError
 
 POINT = "point.json"

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from largeforge.config.command_line import read_flags
-from largeforge.config.compose import compose, gather
+from largeforge.config.compose import compose
+from largeforge.config.gather import gather
 from largeforge.errors import ConfigError
 from largeforge.model.config import HFConfig, NanoConfig
 from largeforge.task.config import ChatConfig, TrainConfig

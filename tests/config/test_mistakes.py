@@ -11,7 +11,8 @@ import pytest
 from largeforge.__main__ import main
 from largeforge.config.check import key_table
 from largeforge.config.command_line import read_flags
-from largeforge.config.compose import compose, gather
+from largeforge.config.compose import compose
+from largeforge.config.gather import gather
 from largeforge.errors import ConfigError
 
 from .conftest import Put

@@ -1,0 +1,85 @@
+"""What composing leaves before the check: plain values, who set each of them, and what was found on the way."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from largeforge.config.command_line import Flags, Setting
+from largeforge.config.finding import COMMAND_LINE, Finding
+from largeforge.config.places import Library
+
+if TYPE_CHECKING:
+    from largeforge.config.fields import Key
+
+
+@dataclass(frozen=True)
+class Setter:
+    """One place that set a key.
+
+    Args:
+        value: what it said, before interpolation.
+        origin: file:line, "command line" or an environment variable.
+        text: as written, where it was a scalar.
+        word: the setting on the command line, else "".
+        comment: what stands beside it in its file.
+    """
+
+    value: Any
+    origin: str
+    text: str | None = None
+    word: str = ""
+    comment: str = ""
+
+
+@dataclass
+class Composition:
+    """A config as composed, before the check.
+
+    Args:
+        values: plain values, interpolations as written.
+        setters: dotted path -> who set it, the last one won.
+        unsound: paths whose values are not worth checking (an unknown choice, broken YAML, a failed interpolation).
+        keys: every key that the typed config has; the check fills it in.
+    """
+
+    flags: Flags
+    library: Library
+    values: dict[str, Any] = field(default_factory=dict)
+    resolved: dict[str, Any] = field(default_factory=dict)
+    setters: dict[str, list[Setter]] = field(default_factory=dict)
+    choices: dict[str, str] = field(default_factory=dict)
+    settings: list[Setting] = field(default_factory=list)
+    findings: list[Finding] = field(default_factory=list)
+    unsound: set[str] = field(default_factory=set)
+    keys: dict[str, Key] = field(default_factory=dict)
+    recipe: str | None = None
+
+    def origin(self, path: str) -> str:
+        """Return who set a key last; for one that nobody set, who set what it stands in."""
+        setter = self.setter(path)
+        return setter.origin if setter else COMMAND_LINE
+
+    def setter(self, path: str) -> Setter | None:
+        while path:
+            if self.setters.get(path):
+                return self.setters[path][-1]
+            below = [key for key in self.setters if key.startswith(f"{path}.")]
+            if below:
+                first = self.setters[below[0]][-1]
+                return Setter(None, first.origin, None, first.word)
+            path = path.rpartition(".")[0]
+        return None
+
+
+def leaves(value: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """Yield every scalar with its path."""
+    if isinstance(value, dict):
+        for key, child in value.items():
+            yield from leaves(child, (*path, str(key)))
+    elif isinstance(value, list):
+        for position, child in enumerate(value):
+            yield from leaves(child, (*path, str(position)))
+    else:
+        yield path, value
