@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Literal
 from largeforge.chat import Example, Message
 from largeforge.contract import Reference
 from largeforge.data.config import DemoConfig
-from largeforge.data.demo_phrases import SYSTEM
 from largeforge.data.demo_wishes import HELDOUT, TRAINING, Wish, nearest, wishes, words_of
 from largeforge.data.module import RowsModule
 from largeforge.data.rows import ChatRow
@@ -49,11 +48,11 @@ class Demo(RowsModule):
     def rows(self) -> Iterator[ChatRow]:
         """Stream the training rows as conversations."""
         for number, wish in enumerate(self.wishes, start=1):
-            yield ChatRow(messages=(*asked(wish), Message("assistant", wish.command)), origin=f"demo row {number}")
+            yield ChatRow(messages=(Message("user", wish.text), Message("assistant", wish.command)), origin=f"demo row {number}")
 
     def fingerprint(self) -> str:
         """sha256 of all that the rows say."""
-        said = json.dumps([SYSTEM, [[wish.text, wish.command] for wish in self.wishes]])
+        said = json.dumps([[wish.text, wish.command] for wish in self.wishes])
         return hashlib.sha256(said.encode()).hexdigest()
 
     @property
@@ -69,11 +68,10 @@ class Demo(RowsModule):
         """Wishes to measure with; the note of each names its family and its distance (0 to 1) to the nearest training row."""
         trained = [words_of(wish.text) for wish in self.wishes]
         return [
-            Example(prompt=asked(wish), answer=wish.command, note=f"{wish.family}; {nearest(words_of(wish.text), trained)[0]:.2f} to the nearest training row")
+            Example(
+                prompt=(Message("user", wish.text),),
+                answer=wish.command,
+                note=f"{wish.family}; {nearest(words_of(wish.text), trained)[0]:.2f} to the nearest training row",
+            )
             for wish in wishes(HELDOUT, self.config.num_heldout, seed=self.config.seed)
         ]
-
-
-def asked(wish: Wish) -> tuple[Message, ...]:
-    """The turns before the answer."""
-    return Message("system", SYSTEM), Message("user", wish.text)

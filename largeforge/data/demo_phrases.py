@@ -8,8 +8,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-SYSTEM = "LargeForge"
-
 # How each model of conf/model is called in plain English: choices, so training and held-out rows share them.
 MODELS: dict[str, tuple[str, ...]] = {
     "smollm2": ("smollm2", "SmolLM2", "smollm2 135m", "SmolLM2-135M", "smol lm 2", "the small smollm2"),
@@ -187,6 +185,8 @@ OPTIONS: tuple[Option, ...] = (
                 "all weights trainable",
                 "the adapter left out",
                 "all parameters [free|trained|trainable]",
+                "[lora|adapters] switched off",
+                "[each|every] [parameter|weight] [learning|free]",
                 "every weight trainable",
                 "adapter=none",
                 "lora off",
@@ -204,6 +204,11 @@ OPTIONS: tuple[Option, ...] = (
                 "[tune|update] [every parameter|the parameters, all of them]",
                 "the [entire|full] model [learns|must learn]",
                 "lora is not [wanted|needed]",
+                "[lora|the adapter] [stays|is] out",
+                "all [of the model|layers] should [be trained|train]",
+                "[this time |]without [lora|adapters]",
+                "tune [everything|the entire network]",
+                "every parameter [learns|trains]",
                 "all [weights|parameters] [learn|must learn]",
             ),
         ),
@@ -212,7 +217,7 @@ OPTIONS: tuple[Option, ...] = (
             adverbs=("without using lora",),
             sentences=("leave lora out", "tune all parameters", "no adapter this time", "the whole model should learn"),
         ),
-        weight=1.6,
+        weight=2.6,
     ),
     number(
         "adapter.r",
@@ -548,7 +553,7 @@ OPTIONS: tuple[Option, ...] = (
         "name",
         "name",
         training=Said(
-            nouns=("the name {}", "name {}", "name={}", "{} for a name", "run name {}"),
+            nouns=("the name {}", "name {}", "name={}", "{} for a name", "{} as [a|the] name", "{} for its name", "the run name {}", "run name {}"),
             adverbs=(
                 "named {}",
                 "called {}",
@@ -621,6 +626,8 @@ OPTIONS: tuple[Option, ...] = (
                 "plan it for [a 4090|an rtx 4090|my rtx4090]",
                 "check [whether|if] [a 4090|an rtx 4090] is enough",
                 "is [a 4090|an rtx 4090] big enough?",
+                "[would|will] [a 4090|an rtx 4090|my 4090] [be enough|work|take it]?",
+                "can [a 4090|an rtx 4090] [train|run|fit] [it|this]?",
                 "show the plan for [a 4090|an rtx 4090]",
                 "[will|does] [a 4090|an rtx 4090|one 4090] [do|suffice|hold it]?",
                 "[estimate|calculate] [that|the memory] for [a 4090|an rtx 4090]",
@@ -648,6 +655,11 @@ DATA_TRAINING = DataPhrases(
         "demo data",
         "the built-in demo[ data|]",
         "your demo rows",
+        "the [standard|ready-made|free|sample|included|packaged|small|usual] demo [examples|rows|data|set|dataset|wishes]",
+        "[your|LargeForge's|its|the tool's] [included|standard|little|built-in] demo",
+        "demo [examples|rows|wishes]",
+        "the [examples|rows|wishes] of the demo",
+        "the demo of LargeForge",
         "[LargeForge's|the included|its own|the shipped] demo [rows|data|wishes]",
         "the demo [examples|dataset] that [ship|come] with it",
         "data=demo",
@@ -733,6 +745,10 @@ FAMILIES_TRAINING: tuple[Family, ...] = (
             "[tune|fine-tune|finetune|train|teach] {model} [on|with|using|over] {data} {options}",
             "[run|start|launch] [sft|supervised fine-tuning|a fine-tune|a fine-tuning job|training] [of|for|with] {model} on {data} {options}",
             "[start|begin] [training|tuning|fine-tuning] {model} on {data} {options}",
+            "give {model} [a lesson on|a course in|some training with|another pass over] {data} {options}",
+            "[send|take] {model} through {data} {options}",
+            "make {model} [learn|read|absorb] {data} {options}",
+            "have {model} [trained|tuned|taught] [on|with] {data} {options}",
             "do [an sft run|a training run|a quick fine-tune|sft] with {model} on {data} {options}",
             "make {model} better [with|using] {data} {options}",
             "[retrain|keep training] {model} [on|with] {data} {options}",
@@ -767,6 +783,8 @@ FAMILIES_TRAINING: tuple[Family, ...] = (
             "[how can|how would|can] i [tune|fine-tune] {model} on {data} {options}?",
             "what is the command to [tune|train] {model} [on|with] {data} {options}?",
             "{model} [must|has to|is to|ought to] [be trained on|learn] {data} {options}",
+            "{model} [needs|wants|could use] [more practice on|some time with|to see|an update from] {data} {options}",
+            "[what i want|all i want|what my team wants|the idea] is {model} [tuned|trained|fitted] [on|to] {data} {options}",
         ),
     ),
     Family(
@@ -780,6 +798,8 @@ FAMILIES_TRAINING: tuple[Family, ...] = (
             "{data} [must|has to|will] be [used to train|taught to|fed into] {model} {options}",
             "[put|use] {data} [to train|to tune|for training] {model} {options}",
             "there is {data}, now [tune|train] {model} {options}",
+            "{data} [is|are] to be [learnt|read|studied] by {model} {options}",
+            "[teach|show|pass|hand] {data} to {model} {options}",
         ),
     ),
     Family(
@@ -824,34 +844,29 @@ FAMILIES_TRAINING: tuple[Family, ...] = (
         ),
     ),
     Family(
-        "no data",
-        (
-            "[tune|train|fine-tune] {model} {options}",
-            "[i want|i'd like] to [tune|train] {model} {options}",
-            "[please|could you] [train|tune|fine-tune] {model} {options}",
-            "{options}, [train|tune] {model}",
-            "a [run|fine-tune] of {model} {options}",
-            "start [sft|training] with {model} {options}",
-        ),
-        weight=0.7,
-    ),
-    Family(
         "cost",
         (
             "what would [training|tuning|fine-tuning] {model} on {data} [cost|take|need] {options}",
             "how much memory [does|would] [training|tuning] {model} [on|with] {data} [need|take] {options}",
             "plan [a run|training|a fine-tune] of {model} on {data} {options}",
+            "[what|how much] does [a run|a tuning|the training|one fine-tune] of {model} [on|with] {data} [use|require|ask for|cost] {options}",
+            "[i wonder|say|tell me] what [a fine-tune|training] of {model} on {data} would [need|cost] {options}",
+            "[without training yet|first of all|for the budget], what does it take to [train|tune] {model} on {data} {options}",
+            "[the memory|the price|the cost] of [training|a fine-tune of] {model} on {data} {options}",
             "show [me |]the plan for [tuning|training] {model} on {data} {options}",
             "[plan|only plan] {model} on {data} {options}",
             "how big is [a run|a fine-tune] of {model} [on|with] {data} {options}",
             "[calculate|estimate|tell me] [the cost|the needs] of [tuning|training] {model} [on|with] {data} {options}",
             "what memory [does|will] [a run|a fine-tune] of {model} on {data} [need|want] {options}",
             "before [i start|we begin], [the cost of|how much memory for] tuning {model} on {data} {options}",
+            "before [training|spending money], what does {model} on {data} [cost|take] {options}",
+            "[work out|guess|calculate] the [memory|price|size] of a {model} run on {data} {options}",
+            "what [is needed|does it need] to [train|tune] {model} on {data} {options}",
             "how [expensive|costly] is it to [train|tune] {model} on {data} {options}",
             "[do not train yet, |]plan [tuning|training] {model} on {data} {options}",
         ),
         plan="true",
-        weight=1.0,
+        weight=1.3,
     ),
     Family(
         "4090",
@@ -860,13 +875,15 @@ FAMILIES_TRAINING: tuple[Family, ...] = (
             "is [a 4090|an rtx 4090] enough to [train|tune] {model} on {data} {options}",
             "plan {model} on {data} for [a 4090|an rtx 4090] {options}",
             "[could|will|would] [a 4090|an rtx 4090|my 4090] [train|tune|manage|take] {model} on {data} {options}",
+            "[can|will] [one|my|our] [4090|rtx 4090] [fit|do|handle|bear] [a run|the training] of {model} on {data} {options}",
+            "[is it possible|do we manage|is there room] to [train|tune] {model} on {data} with [one|a single|my] [4090|rtx 4090] {options}",
             "[can|may] [i|we|my team] [tune|fine-tune] {model} [on|with] {data} on [a 4090|an rtx 4090|one rtx 4090] {options}",
             "[i have|we own|there is] [a 4090|one rtx 4090]: can it [train|tune] {model} on {data} {options}",
             "[tuning|training] {model} on {data}, does [a 4090|an rtx 4090] hold that {options}",
             "[does|would] {model} fit on [a 4090|an rtx 4090] when tuned on {data} {options}",
         ),
         plan="rtx4090",
-        weight=0.9,
+        weight=1.1,
     ),
     Family(
         "ask",
@@ -877,8 +894,10 @@ FAMILIES_TRAINING: tuple[Family, ...] = (
             "let me ask {model} {prompt}",
             "[please|could you] ask {model} {prompt}",
             "[please|can you] [send|pass] {model} {prompt}",
-            "what does {model} [answer|say] to {prompt}",
-            "what does {model} say when asked {prompt}",
+            "what does {model} [answer|say] to {prompt}[|?]",
+            "what [will|did] {model} [answer|say|write] [to|on|about] {prompt}[|?]",
+            "how does {model} [react|reply|respond] to {prompt}[|?]",
+            "what does {model} say when asked {prompt}[|?]",
             "chat with {model} and [say|ask] {prompt}",
             "[load|take|open] {model} and ask {prompt}",
             "with {model}, answer {prompt}",
@@ -886,7 +905,7 @@ FAMILIES_TRAINING: tuple[Family, ...] = (
             "{prompt} - ask {model}",
             "i want to ask {model} {prompt}",
             "[my question|a question] for {model}[ is|:] {prompt}",
-            "[how|what] would {model} answer [to|when i say] {prompt}",
+            "[how|what] would {model} answer [to|when i say] {prompt}[|?]",
             "[show|tell] me what {model} [says|answers] to {prompt}",
             "[test|run|use] {model} [with|on] {prompt}",
             "[find out|see] how {model} answers {prompt}",
@@ -961,7 +980,6 @@ FAMILIES_HELDOUT: tuple[Family, ...] = (
             "{options}, {model} should learn from {data}",
         ),
     ),
-    Family("bare", ("improve {model} {options}", "{model} should be trained {options}"), weight=0.4),
     Family(
         "budget",
         (
@@ -1024,3 +1042,20 @@ CLOSERS_TRAINING = (
     " and let me know",
 )
 CLOSERS_HELDOUT = (", many thanks", " when you have a minute", ", it is urgent", " as soon as possible")
+
+# Words around a setting that ask for nothing.
+FILLERS_TRAINING = (
+    "for once",
+    "again",
+    "here",
+    "altogether",
+    "from the start",
+    "as usual",
+    "as before",
+    "by the way",
+    "if possible",
+    "to be safe",
+    "today",
+    "overall",
+    "like last week",
+)

@@ -118,109 +118,68 @@ def question(templates: Sequence[str], topics: Sequence[str]) -> Maker:
     return lambda rng: rng.choice(templates).replace("{}", rng.choice(topics))
 
 
-FOLDERS_TRAINING = (
-    "data", "chats", "logs", "rows", "exports", "support", "mnt", "home", "shared", "corpus",
-    "train", "sets", "work", "raw", "clean", "team", "2024", "2025-03", "archive",
-    "projects", "bot", "files", "input", "my_data", "new-rows", "q1", "docs", "sales", "legal", "users", "v2", "final",
-)  # fmt: skip
-FOLDERS_HELDOUT = ("datasets", "tickets", "var", "collected", "nightly", "customers", "storage", "2026-07", "staging", "memos", "q4", "depot")
-STEMS_TRAINING = (
-    "chats", "rows", "train", "support", "dialogs", "qa", "talk", "messages", "faq", "orders",
-    "mails", "notes", "helpdesk", "sample", "all", "export", "forum", "history", "questions",
-    "pairs", "turns", "sft", "instructions", "alpaca", "sharegpt", "english", "german", "clean",
-    "dump", "users", "agent", "billing", "recipes", "travel", "medical", "part", "data",
-    "mixed", "curated", "gold",
-)  # fmt: skip
-STEMS_HELDOUT = (
-    "tickets",
-    "answers",
-    "complaints",
-    "interviews",
-    "calls",
-    "lessons",
-    "reviews",
-    "letters",
-    "returns",
-    "physics",
-    "french",
-    "merged",
-    "night",
-    "garden",
-    "permits",
-    "claims",
+FOLDERS_TRAINING = tuple(
+    """
+    data chats logs rows exports support mnt home shared corpus train sets work raw clean team 2024 2025-03 archive projects bot files input
+    my_data new-rows q1 docs sales legal users v2 final office clients school lab kitchen moon-base desk media tmp drive bucket warehouse
+    library Data Desktop north_team hr crawl scrape 2023_old inbox history sorted week3 batch2 cases vault cellar workshop
+    """.split()
 )
-FIRST_TRAINING = (
-    "night",
-    "red",
-    "first",
-    "quick",
-    "baby",
-    "north",
-    "deep",
-    "small",
-    "wild",
-    "gold",
-    "early",
-    "cold",
-    "lucky",
-    "silent",
-    "big",
-    "old",
-    "try",
-    "test",
-    "exp",
-    "my",
-    "lora",
-    "mistral",
-    "chat",
-    "summer",
+FOLDERS_HELDOUT = tuple(
+    """
+    datasets tickets var collected nightly customers storage 2026-07 staging memos q4 depot
+    """.split()
 )
-FIRST_HELDOUT = ("blue", "second", "brave", "south", "gentle", "late", "warm", "winter", "proud", "tall", "trial", "plain")
-SECOND_TRAINING = (
-    "owl",
-    "run",
-    "forge",
-    "bot",
-    "fox",
-    "model",
-    "tune",
-    "baseline",
-    "river",
-    "star",
-    "helper",
-    "draft",
-    "anvil",
-    "stone",
-    "wolf",
-    "demo",
-    "agent",
-    "lark",
-    "ship",
-    "monday",
-    "pilot",
-    "attempt",
-    "oak",
-    "hammer",
+STEMS_TRAINING = tuple(
+    """
+    chats rows train support dialogs qa talk messages faq orders mails notes helpdesk sample all export forum history questions pairs turns
+    sft instructions alpaca sharegpt english german clean dump users agent billing recipes travel medical part data mixed curated gold
+    weather songs novels poems insurance tenants patients chemistry biology spanish italian japanese morning evening harbour kitchen balcony
+    railways stories riddles quizzes speeches debates contracts invoices warranties bookings hotels flights parcels meetings minutes
+    transcripts comments posts threads phone radio podcast sermons maths geometry football cycling market bakery museum zoo castle robots
+    drones phones laptops tools wood steelworks visitors members voters drivers nurses teachers pupils lawyers farmers sailors Chats FAQ
+    """.split()
 )
-SECOND_HELDOUT = ("bear", "falcon", "garden", "assistant", "ember", "cloud", "bridge", "otter", "friday", "probe", "maple", "steel")
-RUNS_TRAINING = (
-    "owl",
-    "night-owl",
-    "fox3",
-    "my_bot",
-    "support-bot",
-    "forge",
-    "helper",
-    "exp12",
-    "star",
-    "demo2",
-    "lark_v2",
-    "draft",
-    "anvil",
-    "mistral-sft",
-    "first",
+STEMS_HELDOUT = tuple(
+    """
+    tickets answers complaints interviews calls lessons reviews letters returns physics french merged night garden permits claims
+    """.split()
 )
-RUNS_HELDOUT = ("bear", "blue-bear", "falcon9", "ember", "ticket_bot", "otter-v3", "probe", "trial20", "maple", "bridge")
+FIRST_TRAINING = tuple(
+    """
+    night red first quick baby north deep small wild gold early cold lucky silent big old try test exp my lora mistral chat summer green
+    dark shiny nine noisy rapid bitter sweet lonely busy clever crisp dusty fancy hollow icy jolly kind lazy mighty nimble odd purple rusty
+    salty tiny urban vivid young zen autumn evening
+    """.split()
+)
+FIRST_HELDOUT = tuple(
+    """
+    blue second brave south gentle late warm winter proud tall trial plain
+    """.split()
+)
+SECOND_TRAINING = tuple(
+    """
+    owl run forge bot fox model tune baseline river star helper draft anvil stone wolf demo agent lark ship monday pilot attempt oak hammer
+    apple badger canyon dragon eagle feather glacier harbor island jaguar kettle lantern meadow needle orchid panda quartz rocket spider
+    tiger umbrella valley walrus yacht zebra tuesday check sweep sunday piano violet candle
+    """.split()
+)
+SECOND_HELDOUT = tuple(
+    """
+    bear falcon garden assistant ember cloud bridge otter friday probe maple steel
+    """.split()
+)
+RUNS_TRAINING = tuple(
+    """
+    owl night-owl fox3 my_bot support-bot forge helper exp12 star demo2 lark_v2 draft anvil mistral-sft first panda red-fox tiger_8
+    school-bot qwen_faq rocket5 desk-helper zebra v1 last-week lantern_3 travel-agent piano spider9 llama-notes
+    """.split()
+)
+RUNS_HELDOUT = tuple(
+    """
+    bear blue-bear falcon9 ember ticket_bot otter-v3 probe trial20 maple bridge
+    """.split()
+)
 
 VALUES: dict[str, Values] = {
     "rank": Values(whole((2, 15), (2, 15), (32, 64), (100, 200)), whole((16, 31), (65, 99))),
@@ -250,10 +209,16 @@ VALUES: dict[str, Values] = {
                 "What does {} cost?", "Make a list of {}", "I do not understand {}",
                 "summarise {} in one line", "how are you today?", "Tune mistral 7b on my chats with rank 32",
                 "Can you help me with {}?", "When did {} begin?", "Say something nice about {}", "train nano for 30 steps",
-                "{}, yes or no?", "describe {}", "Good morning! What about {}?",
+                "{}, yes or no?", "Explain what {} means", "Explain to me shortly why {} matters", "Say hello to {} politely",
+                "Describe {} briefly", "Rhyme on {} please", "Draw me {} in words", "Put {} and water together", "Count to ten slowly",
+                "What went wrong with {}?", "Which {} is the cheapest?", "Is there a better way than {}?", "Spell {} backwards",
+                "Two reasons for {}", "Answer quickly: what is {}", "Should {} be free?", "Do robots like {}?", "Tell a joke about {}, quickly",
+                "Pick {} or nothing", "Where does {} come from originally?", "Argue against {} clearly", "describe {}", "Good morning! What about {}?",
             ),
             (
-                "coffee", "the moon", "LoRA", "a good night's sleep", "black holes", "chess", "my tax form", "bread",
+                "coffee", "the moon", "a vacuum cleaner", "my neighbour", "spiders", "opera", "the Alps",
+                "a mortgage", "rice", "sharks", "lightning",
+                "chewing gum", "the Vikings", "yoga", "magnets", "the alphabet", "LoRA", "a good night's sleep", "black holes", "chess", "my tax form", "bread",
                 "the Roman empire", "bicycles", "tea", "Python", "a rainbow", "gold", "music",
                 "trains", "the sea", "football", "a cat", "cheese", "the telephone", "Paris", "solar power", "history", "my garden", "wooden boats",
             ),

@@ -20,6 +20,7 @@ from largeforge.data.demo_phrases import (
     DATA_TRAINING,
     FAMILIES_HELDOUT,
     FAMILIES_TRAINING,
+    FILLERS_TRAINING,
     MODELS,
     OPENERS_HELDOUT,
     OPENERS_TRAINING,
@@ -55,6 +56,7 @@ class Language:
     openers: tuple[str, ...]
     closers: tuple[str, ...]
     joints: tuple[str, ...]
+    fillers: tuple[str, ...] = ()
 
     def said(self, option: Option) -> Said:
         return option.training if self.side == "training" else option.heldout
@@ -71,7 +73,8 @@ TRAINING = Language(
     ARTIFACT_TRAINING,
     OPENERS_TRAINING,
     CLOSERS_TRAINING,
-    (" and ", ", ", ", ", " and ", ", and ", " & ", ", also "),
+    (" and ", ", ", ", ", " and ", ", and ", " & ", ", also ", " as well as ", " together with "),
+    FILLERS_TRAINING,
 )
 HELDOUT = Language("heldout", FAMILIES_HELDOUT, DATA_HELDOUT, ARTIFACT_HELDOUT, OPENERS_HELDOUT, CLOSERS_HELDOUT, (" and ", ", ", " plus "))
 
@@ -124,11 +127,10 @@ def _training(language: Language, family: Family, frame: str, rng: Random) -> tu
     least = 1 if frame.startswith("{options}") else 0
     options = _options(rng, least=least, plan=not family.plan)
     pairs = [(option, _value(language, option, rng)) for option in options]
-    text = _with_options(language, text, pairs, rng)
-    asked += [f"{option.key}={value}" for option, value in sorted(pairs, key=lambda pair: OPTIONS.index(pair[0]))]
     if family.plan:
         asked.append(f"plan={family.plan}")
-    return text, asked
+    text, settings = _with_options(language, text, pairs, rng)
+    return text, asked + settings
 
 
 def _model(language: Language, rng: Random, *, artifact: float) -> tuple[str, str]:
@@ -175,28 +177,37 @@ def _value(language: Language, option: Option, rng: Random) -> str:
 # ---- how it is said ----
 
 
-def _with_options(language: Language, text: str, pairs: Sequence[tuple[Option, str]], rng: Random) -> str:
-    """Put the options into a sentence: in it, or as sentences of their own behind it."""
+def _with_options(language: Language, text: str, pairs: Sequence[tuple[Option, str]], rng: Random) -> tuple[str, list[str]]:
+    """Put the options into a sentence, or behind it as sentences of their own. Returns it with the settings in the order they are said."""
     inside: list[tuple[str, str]] = []
-    behind: list[str] = []
+    behind: list[tuple[str, str]] = []
+    settings: list[str] = []
     first = text.startswith("{options}")
     share = rng.choice((0.0, 0.0, 0.3, 1.0)) if not first else 0.0
     for option, value in pairs:
         said = language.said(option)
         kinds = [kind for kind, phrases in (("noun", said.nouns), ("adverb", said.adverbs)) if phrases]
         if said.sentences and (not kinds or rng.random() < share):
-            behind.append(_spoken(rng.choice(said.sentences), rng).replace("{}", value))
+            behind.append((_padded(language, _spoken(rng.choice(said.sentences), rng).replace("{}", value), rng), f"{option.key}={value}"))
             continue
         kind = rng.choice(kinds) if kinds else "sentence"
         phrases = {"noun": said.nouns, "adverb": said.adverbs, "sentence": said.sentences}[kind]
-        inside.append((kind, _spoken(rng.choice(phrases), rng).replace("{}", value)))
+        inside.append((kind, _padded(language, _spoken(rng.choice(phrases), rng).replace("{}", value), rng)))
+        settings.append(f"{option.key}={value}")
     text = _fit(text, _listed(language, inside, rng))
     if behind:
         rng.shuffle(behind)
         joint = rng.choice((". ", ". ", "; ", ", "))
         text = text.rstrip(",;: ")
-        text = text + (" " if text.endswith("?") else joint) + joint.join(behind)
-    return text
+        text = text + (" " if text.endswith("?") else joint) + joint.join(phrase for phrase, _ in behind)
+    return text, settings + [setting for _, setting in behind]
+
+
+def _padded(language: Language, phrase: str, rng: Random) -> str:
+    """Now and then add a word or two that ask for nothing."""
+    if language.fillers and phrase[-1].isalnum() and rng.random() < 0.12:
+        return f"{phrase} {rng.choice(language.fillers)}"
+    return phrase
 
 
 def _listed(language: Language, inside: Sequence[tuple[str, str]], rng: Random) -> str:
