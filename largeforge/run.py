@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import shlex
 import signal
 import sys
 import threading
@@ -56,6 +57,11 @@ class Run:
     def interrupt(self, message: str, *, next_step: str = "") -> Interrupted:
         """The error that ends an interrupted story."""
         return Interrupted(message, signal_number=self.signal_number or signal.SIGINT, next_step=next_step)
+
+    def command(self, **changes: str) -> str:
+        """The command line of this run with other values, to be typed as it is."""
+        words = [word for word in self.composed.overrides if word.partition("=")[0] not in changes]
+        return shlex.join(["python", "-m", "largeforge", *words, *(f"{key}={value}" for key, value in changes.items())])
 
     def measure(self, **metrics: float) -> None:
         """Record numbers of result.json, by flat names."""

@@ -66,10 +66,9 @@ class Checkpoints(Callback):
         due = self.config.every_steps and step % self.config.every_steps == 0
         if self.run.stop_asked:
             path = self.save(trainer)
-            words = " ".join(self.run.composed.overrides)
             raise self.run.interrupt(
                 f"Interrupted at step {step} of {trainer.max_steps}; a checkpoint was written: {path}",
-                next_step=f"python -m largeforge {words} folder={self.run.folder} resume=auto",
+                next_step=self.run.command(folder=str(self.run.folder), resume="auto"),
             )
         if due and not last:
             self.save(trainer)
