@@ -69,7 +69,7 @@ def desk(tmp_path: Path, shared_cache: Path, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.setenv("LARGEFORGE_CACHE", str(shared_cache))
     monkeypatch.delenv("LARGEFORGE_RECIPES", raising=False)
-    monkeypatch.setenv("OMP_NUM_THREADS", "2")
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # a toy gains nothing from threads
     folder = tmp_path / "desk"
     folder.mkdir()
     return folder
