@@ -21,4 +21,4 @@ class EngineConfig(PartConfig):
 class HFConfig(EngineConfig):
     """transformers in this process, in padded batches."""
 
-    batch_size: PositiveInt = Field(description="Requests that are answered together.")
+    batch_size: PositiveInt = Field(description="Requests that are answered together at most; fewer where their keys and values would take over 4 GiB.")

@@ -17,6 +17,7 @@ from torch import Tensor
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+MIN_SHARED = 8  # tokens that prompts must share at their start to be read once for all
 KEEP_SHARE = 0.75  # the cache is cut to the rows still answering once fewer than this share of it are
 
 
@@ -50,7 +51,7 @@ class Decoding:
     """
 
     def __init__(self, network: PreTrainedModel, prompts: Sequence[Sequence[int]], drawings: Sequence[Drawing], ends: frozenset[int]) -> None:
-        from transformers import DynamicCache
+        from largeforge.engine.cache import growing_cache  # transformers' cache classes: imported when something is answered
 
         self.network = network
         self.drawings = drawings
@@ -59,13 +60,16 @@ class Decoding:
         self.ended_by: list[str | None] = [None for _ in prompts]
         self._rows = list(range(len(prompts)))  # batch row -> prompt
         self._generators = [torch.Generator(network.device).manual_seed(drawing.seed) if drawing.temperature > 0 else None for drawing in drawings]
-        self._cache: Any = DynamicCache(config=_base(network).config)
+        self._cache: Any = growing_cache(_base(network).config)
+        self._shared = shared_prefix(prompts)
+        prompts = [prompt[len(self._shared) :] for prompt in prompts]
         longest = max(map(len, prompts))
         pads = [longest - len(prompt) for prompt in prompts]
         filler = next(iter(ends), 0)
         self._input_ids_BT = torch.tensor([[filler] * pad + list(prompt) for pad, prompt in zip(pads, prompts, strict=True)], device=network.device)
         self._mask_BT = torch.tensor([[0] * pad + [1] * (longest - pad) for pad in pads], device=network.device)
-        self._positions_BT = (self._mask_BT.cumsum(1) - 1).clamp(min=0)
+        self._positions_BT = (self._mask_BT.cumsum(1) - 1).clamp(min=0) + len(self._shared)
+        self._mask_BT = torch.cat([self._mask_BT.new_ones(len(prompts), len(self._shared)), self._mask_BT], dim=1)
 
     @property
     def done(self) -> bool:
@@ -73,6 +77,8 @@ class Decoding:
 
     def step(self) -> list[tuple[int, int]]:
         """Compute one token for every row still answering; return (prompt, token) for those that go on their answers."""
+        if self._shared:
+            self._read_shared()
         logits_BV = self._logits()
         tokens = self._choose(logits_BV)
         said, staying = [], []
@@ -91,6 +97,14 @@ class Decoding:
         self._go_on(tokens, staying)
         return said
 
+    def _read_shared(self) -> None:
+        """Read what all prompts begin with once, for all of them."""
+        ids_1T = torch.tensor([self._shared], device=self._mask_BT.device)
+        with last_position_only(self.network):
+            self.network(input_ids=ids_1T, past_key_values=self._cache, use_cache=True)
+        self._cache.batch_repeat_interleave(len(self._rows))
+        self._shared = []
+
     def _logits(self) -> Tensor:
         with last_position_only(self.network):
             out = self.network(
@@ -104,7 +118,7 @@ class Decoding:
         return logits_BV
 
     def _choose(self, logits_BV: Tensor) -> list[int]:
-        tokens: list[int] = logits_BV.argmax(-1).tolist()
+        tokens: list[int] = logits_BV.float().argmax(-1).tolist()  # in bf16 argmax takes ten times as long on a CPU
         for place, row in enumerate(self._rows):
             generator = self._generators[row]
             if generator is not None and self.ended_by[row] is None:
@@ -138,6 +152,14 @@ def last_position_only(network: PreTrainedModel) -> Iterator[None]:
         yield
     finally:
         handle.remove()
+
+
+def shared_prefix(prompts: Sequence[Sequence[int]]) -> list[int]:
+    """Return what all prompts begin with, the last token of the shortest left out, if it is worth reading apart: else nothing."""
+    first, last = min(map(list, prompts)), max(map(list, prompts))
+    count = next((place for place, (one, other) in enumerate(zip(first, last, strict=False)) if one != other), min(len(first), len(last)))
+    count = min(count, min(map(len, prompts)) - 1)
+    return first[:count] if len(prompts) > 1 and count >= MIN_SHARED else []
 
 
 def draw(logits_V: Tensor, drawing: Drawing, generator: torch.Generator) -> int:

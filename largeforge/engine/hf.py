@@ -20,6 +20,7 @@ from largeforge.errors import InputError
 if TYPE_CHECKING:
     from largeforge.contract import LoadedModel, Progress
 
+CACHE_BYTES = 4 * 2**30  # keys and values of one batch at most
 WINDOW_BATCHES = 4  # requests are sorted by length within so many batches: answers still come while others are asked
 
 
@@ -48,7 +49,7 @@ class HF:
         """Answer in the order asked. Raises InputError, before any work, for a prompt that is longer than the context."""
         prompts = [self._prompt(request, number) for number, request in enumerate(requests)]
         self._bring()
-        size = self.config.batch_size
+        size = self._batch_size(prompts, requests)
         for start in range(0, len(requests), size * WINDOW_BATCHES):
             window = sorted(range(start, min(start + size * WINDOW_BATCHES, len(requests))), key=lambda number: len(prompts[number]))
             ready: dict[int, Answer] = {}
@@ -78,6 +79,18 @@ class HF:
                         yield Delta(piece)
         reason = decoding.ended_by[0]
         yield Delta("", finish_reason="length" if reason == "length" else "stop", usage=Usage(len(prompt), len(decoding.answers[0])))
+
+    def _batch_size(self, prompts: list[list[int]], requests: Sequence[ChatRequest]) -> int:
+        """Return how many requests are answered together: as many as asked for, and as their keys and values fit."""
+        longest = max((len(prompt) + request.max_tokens for prompt, request in zip(prompts, requests, strict=True)), default=1)
+        return max(1, min(self.config.batch_size, CACHE_BYTES // (longest * self._cache_bytes_per_token())))
+
+    def _cache_bytes_per_token(self) -> int:
+        config: Any = self.network.config.get_text_config()
+        heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+        width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        item = next(self.network.parameters()).element_size()
+        return int(2 * config.num_hidden_layers * heads * width * item)
 
     def _bring(self) -> None:
         if self.network.device.type != self.device:
@@ -120,6 +133,9 @@ class HF:
         half = dtypes & {torch.bfloat16, torch.float16}
         if half and len(dtypes) > 1:
             stack.enter_context(torch.autocast(self.network.device.type, dtype=half.pop()))
+        if is_untrained(self.network):
+            adapted: Any = self.network
+            stack.enter_context(adapted.disable_adapter())
         return stack
 
 
@@ -133,3 +149,9 @@ def evaluating(network: torch.nn.Module) -> Iterator[None]:
     finally:
         for module in training:
             module.training = True
+
+
+def is_untrained(network: torch.nn.Module) -> bool:
+    """True for an adapter that adds nothing yet, as before the first step: its B matrices are all zero, and it can be left out."""
+    ups = [parameter for name, parameter in network.named_parameters() if "lora_B" in name]
+    return bool(ups) and not any(parameter.any() for parameter in ups)

@@ -99,10 +99,18 @@ class Source:
         template = str(tokenizer.chat_template) if tokenizer is not None else self.config.chat_template or ""
         return LoadedModel(network, tokenizer, template, Reference("model", self.name, self.config.revision or ""), notes)
 
+    def refuse(self, *keys: str) -> None:
+        """Raise ModelError where a key is set that this source has no use for: it would be ignored otherwise."""
+        for key in keys:
+            if getattr(self.config, key) is not None:
+                raise ModelError(
+                    f"model.{key}={getattr(self.config, key)} has no meaning for model={self.name}.", next_step=f"leave model.{key} out, or model=hf"
+                )
+
     @property
     def name(self) -> str:
         """What the user would recognise the model by."""
-        return self.config.path or type(self).__name__.lower()
+        return type(self).__name__.lower()
 
     def dtype(self, trainable: bool, precision: str | None, adapter: Adapter | None) -> torch.dtype:
         """Return what the base weights are held in: fp32 where they learn themselves."""

@@ -41,6 +41,10 @@ class HF(Source):
         reference = folder_reference(folder, name=self.config.path, revision=revision)
         return Place(folder, str(folder.resolve()) if local else self.config.path, reference)
 
+    @property
+    def name(self) -> str:
+        return self.config.path
+
     def known_folder(self) -> Path | None:
         return self._folder(fetch=False)
 

@@ -22,10 +22,10 @@ def fetch(name: str, revision: str | None) -> Path:
         ModelError: no hub in reach, gated, not found, no such revision, disk full; each with the mend.
     """
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import (
+    from huggingface_hub.errors import (  # type: ignore[attr-defined]  # HTTPError is the one of its HTTP client, whichever that is
         GatedRepoError,
         HfHubHTTPError,
-        HTTPError,  # type: ignore[attr-defined]
+        HTTPError,
         LocalEntryNotFoundError,
         OfflineModeIsEnabled,
         RepositoryNotFoundError,

@@ -34,10 +34,12 @@ class Nano(Source):
     config: NanoConfig
 
     def place(self) -> Place:
+        self.refuse("path", "revision")
         artifact = made_once(self.folder, fill=self.write, config=self.identity(), parents=[])
         return Place(self.folder, str(self.folder), Reference("model", "nano", sha256=artifact.id))
 
     def known_folder(self) -> Path | None:
+        self.refuse("path", "revision")
         return None  # nothing to look up: shape and tokenizer are all there is to know
 
     @property

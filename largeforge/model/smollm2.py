@@ -34,10 +34,12 @@ class SmolLM2(Source):
     config: SmolLM2Config
 
     def place(self) -> Place:
+        self.refuse("revision")
         artifact = made_once(self.folder, fill=self.write, config={"gguf_sha256": GGUF_SHA256, "conversion": CONVERSION}, parents=[self.gguf])
         return Place(self.folder, str(self.folder), Reference("model", "smollm2", revision=WHEEL, sha256=artifact.id))
 
     def known_folder(self) -> Path | None:
+        self.refuse("revision")
         return self.folder if self.folder.is_dir() else None
 
     @property

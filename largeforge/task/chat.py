@@ -112,12 +112,11 @@ class Conversation:
         while True:
             try:
                 line = self.line()
-            except KeyboardInterrupt:
+                if line is None or line.strip() in ("/exit", "/quit"):
+                    return
+                self.answer(line.strip())
+            except KeyboardInterrupt:  # at the prompt
                 self.run.progress.say(f"\n{HELP}")
-                continue
-            if line is None or line.strip() in ("/exit", "/quit"):
-                return
-            self.answer(line.strip())
 
     def answer(self, line: str) -> None:
         """Do what a line asks: a command, or a turn of the conversation."""

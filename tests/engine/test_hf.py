@@ -29,6 +29,61 @@ def test_answers_equal_generate(nano: LoadedModel, batch_size: int) -> None:
     assert all(answer.usage.completion_tokens <= request.max_tokens for answer, request in zip(answers, REQUESTS, strict=True))
 
 
+def test_prompts_that_begin_alike(nano: LoadedModel) -> None:
+    """A long system message is read once for all rows, and the answers are those of each row alone."""
+    system = Message("system", "You are a helpful assistant of a house by the sea, and you answer in few words.")
+    requests = [ChatRequest((system, *request.messages), max_tokens=request.max_tokens) for request in REQUESTS]
+    assert list(engine(nano).answers(requests)) == [by_generate(nano, request) for request in requests]
+
+
+def test_shared_prefix() -> None:
+    """What all begin with, but never a whole prompt, and only where it is worth reading apart."""
+    from largeforge.engine.decoding import MIN_SHARED, shared_prefix
+
+    common = list(range(MIN_SHARED))
+    assert shared_prefix([[*common, 1, 2], [*common, 3], [*common, 1]]) == common
+    assert shared_prefix([[*common, 1], [*common, 1, 2]]) == common
+    assert shared_prefix([common, [*common, 1]]) == [] == shared_prefix([[*common, 1]]) == shared_prefix([[1, 2], [3]])
+
+
+def test_sliding_window(nano: LoadedModel) -> None:
+    """A network that looks back 8 tokens only, as Mistral looks back 4096: the same answers as generate's."""
+    from transformers import MistralConfig, MistralForCausalLM
+
+    torch.manual_seed(0)
+    shape: dict[str, Any] = {"hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
+    network: Any = MistralForCausalLM(MistralConfig(vocab_size=4096, sliding_window=8, initializer_range=0.3, pad_token_id=None, **shape))
+    network.generation_config.eos_token_id = nano.tokenizer.eos_token_id  # type: ignore[union-attr]
+    model = dataclasses.replace(nano, network=network.eval())
+    requests = [dataclasses.replace(request, max_tokens=16) for request in REQUESTS]
+    assert list(engine(model).answers(requests)) == [by_generate(model, request) for request in requests]
+
+
+def test_rows_that_fit(nano: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fewer rows together where their keys and values would not fit; at least one."""
+    talking = engine(nano)
+    longest = max(len(talking._prompt(request, 0)) + request.max_tokens for request in REQUESTS)
+    per_token = 2 * 4 * 2 * 64 * 4  # keys and values, layers, heads, width, fp32
+    monkeypatch.setattr("largeforge.engine.hf.CACHE_BYTES", 3 * longest * per_token)
+    prompts = [talking._prompt(request, 0) for request in REQUESTS]
+    assert talking._batch_size(prompts, REQUESTS) == 3
+    monkeypatch.setattr("largeforge.engine.hf.CACHE_BYTES", 1)
+    assert talking._batch_size(prompts, REQUESTS) == 1
+
+
+def test_an_adapter_that_has_learnt_nothing_is_left_out(nano_cache: Path) -> None:
+    """B is zero before the first step: the answers are the base's, and the adapter is back afterwards."""
+    source = part("model", "nano")
+    base = source.load(trainable=False, precision="bf16")
+    fresh = source.load(trainable=True, precision="bf16", adapter=part("adapter", "lora", live={"seed": 0}))
+    calls: list[int] = []
+    layer = fresh.network.get_base_model().model.layers[0].self_attn.q_proj.lora_A["default"]
+    layer.register_forward_hook(lambda *_: calls.append(1))
+    assert list(engine(fresh).answers(REQUESTS[:3])) == list(engine(base).answers(REQUESTS[:3])) and not calls
+    fresh.network(input_ids=torch.tensor([[1, 2]]))
+    assert calls and any(p.requires_grad for p in fresh.network.parameters())
+
+
 def test_answers_come_as_they_are_ready(nano: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
     """A first answer needs no second window; nothing is asked before it is wanted."""
     talking = engine(nano, batch_size=2)

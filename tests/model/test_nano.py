@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from largeforge.errors import ArtifactError
+from largeforge.errors import ArtifactError, ModelError
 from largeforge.model.nano import TOKENIZER
 from tests.tiny_models import config, part
 
@@ -93,6 +93,15 @@ def test_outline_is_the_same_network(cache: Path, choice: str) -> None:
 
     assert facts(outlined.network) == facts(loaded.network)
     assert outlined.template == loaded.template and outlined.network.training == loaded.network.training
+
+
+@pytest.mark.parametrize("key", ["path", "revision"])
+def test_nothing_is_ignored(cache: Path, key: str) -> None:
+    """A key that means nothing here is refused, when loading and when planning."""
+    source = part("model", "nano", **{key: "x"})
+    for go in (source.load, source.outline):
+        with pytest.raises(ModelError, match=f"model.{key}=x has no meaning for model=nano"):
+            go(trainable=False)
 
 
 def test_altered_cache(cache: Path) -> None:
