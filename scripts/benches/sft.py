@@ -86,7 +86,7 @@ def measure(table: Table, case: Case, options: argparse.Namespace) -> None:
             print(f"{case.name} {side} #{repeat + 1}: {told['tokens_per_s']:.0f} tokens/s, {told['growth_mib']:.0f} MiB", file=sys.stderr)
 
     def median(side: str, name: str) -> float:
-        return statistics.median(result[name] for result in sides[side])
+        return float(statistics.median(result[name] for result in sides[side]))
 
     ours, theirs = sides["ours"][0], sides["trl"][0]
     name = case.name

@@ -126,7 +126,11 @@ def ours(composed: Any, facts: dict[str, Any], clock: Clock) -> tuple[int, list[
             clock.step_ended()
 
     original = Trainer._lightning
-    Trainer._lightning = lambda self, window, callbacks: original(self, window, callbacks=[*callbacks, Hook()])  # type: ignore[method-assign]
+
+    def with_hook(self: Any, window: Any, *, callbacks: list[Any]) -> Any:
+        return original(self, window, callbacks=[*callbacks, Hook()])
+
+    Trainer._lightning = with_hook  # type: ignore[method-assign]
     config = composed.config
     folder = Path(config.folder)
     folder.mkdir()
@@ -162,13 +166,13 @@ def trl(composed: Any, facts: dict[str, Any], clock: Clock) -> tuple[int, list[f
     supervised = sum(sum(row.supervised) for row in rows)
     losses: list[float] = []
 
-    class Hook(TrainerCallback):  # type: ignore[misc]
-        def on_step_end(self, arguments: Any, state: Any, control: Any, **live: Any) -> None:
+    class Hook(TrainerCallback):
+        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             clock.step_ended()
 
-        def on_log(self, arguments: Any, state: Any, control: Any, logs: Any = None, **live: Any) -> None:
-            if logs and "loss" in logs:
-                losses.append(float(logs["loss"]))
+        def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            if "loss" in (kwargs.get("logs") or {}):
+                losses.append(float(kwargs["logs"]["loss"]))
 
     num_sequences = len(packed_rows(table, facts["length"])) if facts["packing"] else len(rows)
     arguments = SFTConfig(
