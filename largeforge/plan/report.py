@@ -37,7 +37,8 @@ class Plan:
         facts: name -> number or text, in the order they are shown: steps, tokens, disk ...
         notes: sentences for the user.
         shown: rows, token by token.
-        facts_bytes: what the memory was computed from: "mapped" (frozen weights) and "heap" (the allocator's replay, uncorrected).
+        facts_bytes: what the memory was computed from: "kept" (weights, gradients, optimizer) and "passing" (what comes and goes in a
+            step, holes between it included, before the calibration).
     """
 
     task: str

@@ -7,6 +7,7 @@ back. Knows nothing about devices. Shapes: B sequences, T positions.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from types import SimpleNamespace
@@ -48,16 +49,15 @@ class Trace:
 
 
 def trace_step(
-    method: Method, *, shape: BatchShape, num_micro_batches: int, precision: str, checkpointing: bool, mean_tokens: float = math.inf, whole: bool = False
+    method: Method, *, shapes: Sequence[BatchShape], precision: str, checkpointing: bool, mean_tokens: float = math.inf, whole: bool = False
 ) -> Trace:
-    """Run a first step of one micro-batch, which makes the optimizer's state, and a second of up to two.
+    """Run a first step of one micro-batch, which makes the optimizer's state, and a second of all of them.
 
     Takes the method apart: its network's parameters are fake afterwards.
 
     Args:
         method: on the meta device.
-        shape: of every micro-batch.
-        num_micro_batches: of a step; more than two change nothing any more.
+        shapes: of the micro-batches of a step, in order. From the second on gradients are there already.
         precision: "fp32", "bf16" or "fp16".
         checkpointing: whether activations are computed again in the backward pass.
         mean_tokens: of an example, where rows are packed.
@@ -72,13 +72,15 @@ def trace_step(
     if checkpointing:
         network.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     ledger = Ledger()
-    ids, positions, supervised = batch_values(shape, mean_tokens=mean_tokens)
+    values = [batch_values(shape, mean_tokens=mean_tokens) for shape in shapes]
     with FakeTensorMode(), ledger, KnownLists(ledger):
         _fake_parameters(network, ledger)
         learning = [parameter for parameter in network.parameters() if parameter.requires_grad]
         optimizer = _optimizer(method, precision=precision)
-        fakes = (ledger.with_value(ids), ledger.with_value(positions), ledger.with_value(supervised))
-        batch = TokenBatch(*fakes, num_examples=shape.num_sequences, num_tokens=shape.num_tokens)
+        batches = []
+        for shape, (ids, positions, supervised) in zip(shapes, values, strict=True):
+            fakes = (ledger.with_value(ids), ledger.with_value(positions), ledger.with_value(supervised))
+            batches.append(TokenBatch(*fakes, num_examples=shape.num_sequences, num_tokens=shape.num_tokens))
         handles = _mark_layers(layers, ledger)
         gradients: set[int] = set()
         state_factor = scratch_factor = 0.0
@@ -87,7 +89,7 @@ def trace_step(
             with _autocast(precision):
                 ledger.mark("zero")
                 optimizer.zero_grad(set_to_none=True)
-                for _ in range(min(num_micro_batches, 2) if step else 1):
+                for batch in batches if step else batches[:1]:
                     ledger.mark("forward")
                     total: Any = sum(term.sum * term.coefficient for term in method.loss(batch))
                     ledger.mark("head")

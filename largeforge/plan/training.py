@@ -30,13 +30,13 @@ class Load:
 
     Args:
         worst: the micro-batch that needs most.
-        num_micro_batches: of the step it stands in.
+        traced: of its step the first micro-batch, and the one that needs most of those that find gradients there.
         mean_tokens: of a row.
         facts: steps and tokens, for the table.
     """
 
     worst: BatchShape
-    num_micro_batches: int
+    traced: list[BatchShape]
     mean_tokens: float
     facts: dict[str, Any]
 
@@ -144,8 +144,7 @@ class TrainingPlan:
 
         trace = trace_step(
             method,
-            shape=load.worst,
-            num_micro_batches=load.num_micro_batches,
+            shapes=load.traced,
             precision=precision,
             checkpointing=self.config.trainer.gradient_checkpointing,
             mean_tokens=load.mean_tokens,
@@ -159,35 +158,39 @@ class TrainingPlan:
         if device.kind == "cpu" and live <= device.memory_bytes:
             # frozen weights are mapped from their file, all else is on the heap
             heap = replayed_peak([(change.key, change.size_bytes) for change in line.changes[len(weights.frozen) :]])
-        heap = live - frozen if heap is None else heap
-        memory["allocator"] = int(frozen + heap * calibration.heap_factor) - live
+        kept = memory["weights"] + memory["gradients"] + memory["optimizer"]
+        passing = (live if heap is None else max(live, heap + frozen)) - kept
+        memory["allocator"] = int(kept + passing * calibration.heap_factor) - live
         memory["libraries"] = calibration.runtime_bytes
-        return Footprint(memory, {"mapped": frozen, "heap": heap}, f"Memory: {calibration.told}.")
+        return Footprint(memory, {"kept": kept, "passing": passing}, f"Memory: {calibration.told}.")
 
     def _load_of(self, data: DataModule, trainer: Any, config: TrainConfig) -> Load:
         """Take steps, tokens and the worst micro-batch from the shapes of the whole run."""
         window = trainer.window(data.num_rows, seed=config.seed)
-        worst, count, steps, tokens, supervised = None, 1, 0, 0, 0
+        worst: BatchShape | None = None
+        traced: list[BatchShape] = []
+        steps = tokens = supervised = 0
         for shapes in data.shapes(window):
             steps += 1
             tokens += sum(shape.num_tokens for shape in shapes)
             supervised += sum(shape.num_supervised for shape in shapes)
             for shape in shapes:
                 if worst is None or self._cost(shape) > self._cost(worst):
-                    worst, count = shape, len(shapes)
+                    worst = shape
+                    traced = [shapes[0], max(shapes[1:], key=self._cost)] if len(shapes) > 1 else [shape]
         assert worst is not None
         rows = max(1, data.num_rows)
         mean = float(data.facts.get("mean_tokens") or tokens / max(1, min(rows, steps * config.trainer.batch_size)))
         facts = {"rows": data.num_rows, "steps": steps, "tokens": tokens, "supervised tokens": supervised}
-        return Load(worst, count, mean, facts)
+        return Load(worst, traced, mean, facts)
 
     def _assumed(self, config: TrainConfig) -> Load:
         """The largest micro-batch that the config allows, every token of it supervised."""
         width, rows = config.data.max_length, config.trainer.micro_batch_size
         packed = config.data.packing is not False
         steps = {"steps": config.trainer.max_steps} if config.trainer.max_steps else {}
-        micro = -(-config.trainer.batch_size // rows)
-        return Load(BatchShape(rows, width, rows * (width - 1), rows * width, packed), micro, width / 2, dict(steps))
+        worst = BatchShape(rows, width, rows * (width - 1), rows * width, packed)
+        return Load(worst, [worst] * min(2, -(-config.trainer.batch_size // rows)), width / 2, dict(steps))
 
     def _cost(self, shape: BatchShape) -> tuple[float, int]:
         """Order micro-batches by what they need: positions first, and scores where attention holds them."""

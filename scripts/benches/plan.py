@@ -63,6 +63,7 @@ def main(argv: Sequence[str]) -> int:
             table.details[case.name] = {
                 "argv": case.argv,
                 "memory": predicted["memory"],
+                "before_calibration": predicted["facts_bytes"],
                 "measured_bytes": [run["growth_bytes"] for run in measured],
             }
             print(f"{case.name}: predicted {predicted['peak_bytes'] / MIB:,.0f} MiB, measured {growth / MIB:,.0f}", file=sys.stderr, flush=True)
@@ -130,14 +131,18 @@ def calibrate(side: Side, folder: Path) -> str:
 
     points = []
     rng = random.Random("calibration")
-    for number in range(4):
-        case = drawn(rng, number, folder, prefix="calibration")
-        memory = side.ask("plan", case.argv)
-        heap = memory["facts_bytes"]["heap"]
-        rest = memory["facts_bytes"]["mapped"]
-        points.append((heap, side.ask("train", case.argv)["growth_bytes"] - rest))
+    cases = [drawn(rng, number, folder, prefix="calibration") for number in range(4)]
+    path = rows_file(folder, rng, mean_words=120)
+    large = {"hidden_size": 640, "intermediate_size": 1920, "num_hidden_layers": 16, "num_attention_heads": 8, "num_key_value_heads": 4}
+    words = [*(f"model.shape.{key}={value}" for key, value in large.items()), "data.max_length=512", "trainer.batch_size=8", "trainer.micro_batch_size=4"]
+    for packing in ("true", "false"):
+        cases.append(Case("large", [*COMMON, "model=nano", "adapter=lora", "data=chat", f"data.path={path}", f"data.packing={packing}", *words]))
+    for case in cases:
+        bytes_of = side.ask("plan", case.argv)["facts_bytes"]
+        points.append((bytes_of["passing"], side.ask("train", case.argv)["growth_bytes"] - bytes_of["kept"]))
     factor, runtime = relative_line(points)
-    told = f"calibrated on this machine by scripts/bench plan, {len(points)} runs: {runtime / MIB:.0f} MiB for libraries, heap x {factor:.3f}"
+    told = f"calibrated on this machine by {len(points)} runs of scripts/bench plan: {runtime / MIB:.0f} MiB for libraries, "
+    told += f"x {factor:.3f} on what comes and goes in a step"
     keep_calibration(Calibration(int(runtime), factor, told))
     return told
 

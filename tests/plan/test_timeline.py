@@ -47,7 +47,7 @@ def traced(*, layers: int, rank: int, whole: bool, packed: bool = False, checkpo
     weights = Weights(tuple(size for size, learns in sizes if learns), tuple(size for size, learns in sizes if not learns))
     method = SFT(SFTConfig(_target_="x", learning_rate=1e-3, train_on="answer"), model=LoadedModel(network, None, "", Reference("model", "x")))
     batch = BatchShape(4, 96, 4 * 40, 4 * 96, packed)
-    trace = trace_step(method, shape=batch, num_micro_batches=2, precision="bf16", checkpointing=checkpointing, mean_tokens=32, whole=whole)
+    trace = trace_step(method, shapes=[batch, batch], precision="bf16", checkpointing=checkpointing, mean_tokens=32, whole=whole)
     return trace, weights
 
 

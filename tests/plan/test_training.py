@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from largeforge.__main__ import main
 from largeforge.build import find
@@ -52,7 +53,7 @@ def test_every_model_is_planned_offline(name: str, cache: Path) -> None:
 
 def test_every_model_with_a_shape_is_in_the_list_above() -> None:
     folder = Path(__file__).resolve().parents[2] / "conf" / "model"
-    with_shape = {path.stem for path in folder.glob("*.yaml") if "\nshape:  " in path.read_text(encoding="utf-8")}
+    with_shape = {path.stem for path in folder.glob("*.yaml") if yaml.safe_load(path.read_text(encoding="utf-8")).get("shape")}
     assert with_shape == set(PARAMETERS)
 
 
@@ -88,7 +89,7 @@ def test_nano_is_planned_with_its_rows(cache: Path, capsys: pytest.CaptureFixtur
     assert told.count("tokens are trained") == 3
     assert "[<|im_end|>]" in told
     plan = plan_of(*words[1:])
-    assert plan.facts["rows"] == 40 - round(0.02 * 40) or plan.facts["rows"] <= 40
+    assert 35 <= plan.facts["rows"] <= 40  # a share is set aside for validation
     assert plan.facts["steps"] == -(-plan.facts["rows"] // 8)
     for row in plan.shown:
         assert len(row.tokens) == len(row.trained)
