@@ -126,7 +126,7 @@ def test_what_the_suite_is_given(newcomer: Newcomer, arguments: list[str], asked
 def test_coverage_counts_and_a_failed_suite_stays_failed(newcomer: Newcomer) -> None:
     newcomer.calls("install")
     assert newcomer.calls("test", "--coverage").returncode == 0
-    assert [words.split()[2] for words in newcomer.asked("-m coverage")] == ["run", "combine", "report"]
+    assert [words.split()[2] for words in newcomer.asked("-m coverage")] == ["erase", "run", "combine", "report"]
     assert newcomer.calls("test", "--coverage", breaking="coverage report").returncode == 1
     assert newcomer.calls("test", "--coverage", breaking="-m pytest").returncode == 1
     assert newcomer.calls("test", breaking="-m pytest").returncode == 1
