@@ -29,7 +29,7 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 @dataclass(frozen=True)
 class Trace:
-    """What happened to memory in a step, and in the one after it.
+    """What happened to memory in a step.
 
     Args:
         segments: in order; those with a layer are of layers 0 .. num_layers - 1 of the traced network.
@@ -51,7 +51,7 @@ class Trace:
 def trace_step(
     method: Method, *, shapes: Sequence[BatchShape], precision: str, checkpointing: bool, mean_tokens: float = math.inf, whole: bool = False
 ) -> Trace:
-    """Run a first step of one micro-batch, which makes the optimizer's state, and a second of all of them.
+    """Run one step over the micro-batches; the optimizer's state is there already.
 
     Takes the method apart: its network's parameters are fake afterwards.
 
@@ -83,28 +83,39 @@ def trace_step(
             batches.append(TokenBatch(*fakes, num_examples=shape.num_sequences, num_tokens=shape.num_tokens))
         handles = _mark_layers(layers, ledger)
         gradients: set[int] = set()
-        state_factor = scratch_factor = 0.0
-        for step in range(2):
-            # Lightning runs the whole training_step under autocast, so casts of weights are kept until its end
-            with _autocast(precision):
-                ledger.mark("zero")
-                optimizer.zero_grad(set_to_none=True)
-                for batch in batches if step else batches[:1]:
-                    ledger.mark("forward")
-                    total: Any = sum(term.sum * term.coefficient for term in method.loss(batch))
-                    ledger.mark("head")
-                    total.backward()
-                    del total
-                gradients |= {number for p in learning if p.grad is not None and (number := ledger.storage(p.grad)) is not None}
-                ledger.mark("step")
-                torch.nn.utils.clip_grad_norm_(learning, 1.0)
-                optimizer.step()
-                if step == 0:
-                    state_factor, scratch_factor = _optimizer_factors(ledger.segments[-1], learning)
-                ledger.mark("end")
+        state_factor, scratch_factor = _weigh_optimizer(optimizer, learning, ledger)
+        # Lightning runs the whole training_step under autocast, so casts of weights are kept until its end
+        with _autocast(precision):
+            for batch in batches:
+                ledger.mark("forward")
+                total: Any = sum(term.sum * term.coefficient for term in method.loss(batch))
+                ledger.mark("head")
+                total.backward()
+                del total
+            gradients |= {number for p in learning if p.grad is not None and (number := ledger.storage(p.grad)) is not None}
+            ledger.mark("step")
+            torch.nn.utils.clip_grad_norm_(learning, 1.0)
+            optimizer.step()
+            ledger.mark("end")
         for handle in handles:
             handle.remove()
-    return Trace(ledger.segments, frozenset(gradients), len(layers), depth, state_factor, scratch_factor)
+    # what is dropped when the network goes is no part of the step
+    segments = [Segment(segment.name, segment.layer, list(segment.events)) for segment in ledger.segments]
+    return Trace(segments, frozenset(gradients), len(layers), depth, state_factor, scratch_factor)
+
+
+def settle(method: Method, *, on_cpu: bool) -> None:
+    """Answer what a method would find out by comparing numbers in its first step, which fake tensors do not have.
+
+    They would answer yes, at the cost of three forward passes that no later step has. On a GPU packed rows go under
+    transformers' block mask.
+    """
+    head: Any = getattr(method, "head", None)
+    if getattr(head, "chunked", False) is None:
+        head.chunked = True
+    within_examples: Any = getattr(head, "attention", None)
+    if hasattr(within_examples, "exact"):
+        within_examples.exact = on_cpu
 
 
 def batch_values(shape: BatchShape, *, mean_tokens: float) -> tuple[Tensor, Tensor, Tensor]:
@@ -166,8 +177,10 @@ def _fake_parameters(network: nn.Module, ledger: Ledger) -> None:
 def _optimizer(method: Method, *, precision: str) -> Any:
     scaler = object() if precision == "fp16" else None
     module: Any = method
-    # all that a method asks of Lightning's trainer while it makes its optimizer
-    module._trainer = SimpleNamespace(precision_plugin=SimpleNamespace(scaler=scaler), world_size=1)
+    # all that a method asks of Lightning's trainer while it gets ready
+    plugin = SimpleNamespace(scaler=scaler, precision="32-true" if precision == "fp32" else f"{precision}-mixed")
+    module._trainer = SimpleNamespace(precision_plugin=plugin, world_size=1)
+    module.on_train_start()
     made: Any = module.configure_optimizers()
     return made["optimizer"] if isinstance(made, dict) else made
 
@@ -211,10 +224,18 @@ def _inside_forward(ledger: Ledger) -> bool:
     return ledger.segments[-1].name == "forward" and torch.is_grad_enabled()
 
 
-def _optimizer_factors(segment: Segment, learning: list[nn.Parameter]) -> tuple[float, float]:
-    weight = sum(p.numel() * p.element_size() for p in learning)
+def _weigh_optimizer(optimizer: Any, learning: list[nn.Parameter], ledger: Ledger) -> tuple[float, float]:
+    """Take a first step, which makes the optimizer's state; return its bytes, and those of its scratch, per byte that learns."""
+    ledger.mark("weighed")
+    for parameter in learning:
+        parameter.grad = torch.empty_like(parameter)
+    ledger.ignore([parameter.grad for parameter in learning if parameter.grad is not None])
+    ledger.mark("weighed")
+    optimizer.step()
+    weight = sum(parameter.numel() * parameter.element_size() for parameter in learning)
     live = peak = 0
-    for event in segment.events:
+    for event in ledger.segments[-1].events:
         live += event.size_bytes
         peak = max(peak, live)
+    optimizer.zero_grad(set_to_none=True)
     return live / weight, (peak - live) / weight

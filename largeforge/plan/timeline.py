@@ -39,7 +39,7 @@ class Weights:
 
 @dataclass
 class Timeline:
-    """Every change of memory from the first weight to the end of the second step."""
+    """Every change of memory from the first weight to the end of the second step, which finds the optimizer's state there."""
 
     changes: list[Change]
     unmatched: int = 0
@@ -97,22 +97,26 @@ class _Unrolling:
     def run(self) -> Timeline:
         for size in (*self.weights.frozen, *self.weights.learning):
             self._make(None, size, "weights")
-        segments = self.trace.segments
-        at = 0
-        while at < len(segments):
-            segment = segments[at]
+        for _ in range(2):
+            # zero_grad, and the little that was not followed to its end
+            for change in self.live.values():
+                self._drop(change)
+            self.live.clear()
+            self._step()
+        return self.result
+
+    def _step(self) -> None:
+        for s, segment in enumerate(self.trace.segments):
+            if segment.name == "weighed":
+                continue
             if segment.name == "step":
-                self._optimizer_step(at)
-                at += 1
-            elif segment.layer is None or not self._is_repeated(segment):
-                self._emit(at, self._depth(segment))
-                at += 1
-            else:
+                self._optimizer_step(s)
+            elif self._is_repeated(segment):
                 depths = range(1, self.trace.depth - 1)
                 for depth in depths if segment.name == "forward" else reversed(depths):
-                    self._emit(at, depth)
-                at += 1
-        return self.result
+                    self._emit(s, depth)
+            else:
+                self._emit(s, self._depth(segment))
 
     # ---- segments ----
 
@@ -150,7 +154,7 @@ class _Unrolling:
 
     def _weighed(self, storage: int) -> bool:
         """Whether a storage was made in an optimizer step, of which only the sums are taken over."""
-        return self.trace.segments[self.made[storage][0]].name == "step"
+        return self.trace.segments[self.made[storage][0]].name in ("step", "weighed")
 
     def _component(self, segment: Segment, storage: int) -> str:
         if storage in self.trace.gradients:

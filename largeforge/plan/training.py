@@ -80,12 +80,15 @@ class TrainingPlan:
             progress: shows nothing today.
             device_name: True for the device found, or a name; None takes `plan` of the config.
         """
+        from largeforge.plan.step import settle
+
         config = self.config
         device = device_for(device_name if device_name is not None else config.plan or True, kind=trainer.device)
         precision = self._precision(device, trainer.precision)
         network: Any = model.network
         if not device.found and device.kind == "cuda":
-            self._as_on_gpu(method, network, precision=precision, here=trainer.precision)
+            self._as_on_gpu(network, precision=precision, here=trainer.precision)
+        settle(method, on_cpu=device.kind == "cpu")
         parameters = [(p.numel(), p.numel() * p.element_size(), p.requires_grad) for p in network.parameters()]
         weights = Weights(tuple(b for _, b, learns in parameters if learns), tuple(b for _, b, learns in parameters if not learns))
         load = self._load_of(data, trainer, config) if data is not None else self._assumed(config)
@@ -125,8 +128,8 @@ class TrainingPlan:
             return asked
         return here if device.found else "bf16"
 
-    def _as_on_gpu(self, method: Method, network: Any, *, precision: str, here: str) -> None:
-        """Make the outline what it would be on a GPU: frozen weights in its precision, packed rows under transformers' block mask."""
+    def _as_on_gpu(self, network: Any, *, precision: str, here: str) -> None:
+        """Hold frozen weights in the GPU's precision, where this machine has another."""
         import torch
 
         dtypes = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -134,9 +137,6 @@ class TrainingPlan:
             for parameter in network.parameters():
                 if not parameter.requires_grad and parameter.is_floating_point():
                     parameter.data = parameter.data.to(dtypes[precision])
-        within_examples: Any = getattr(getattr(method, "head", None), "attention", None)
-        if hasattr(within_examples, "exact"):
-            within_examples.exact = False
 
     def _memory(self, method: Method, weights: Weights, load: Load, *, device: Device, precision: str) -> Footprint:
         from largeforge.plan.heap import replayed_peak

@@ -16,7 +16,7 @@ from largeforge.method.sft import SFT
 from largeforge.model.config import Shape
 from largeforge.model.shape import network_config
 from largeforge.plan.ledger import Event, Segment
-from largeforge.plan.step import Trace, batch_values, trace_step
+from largeforge.plan.step import Trace, batch_values, settle, trace_step
 from largeforge.plan.timeline import Weights, timeline
 
 
@@ -46,6 +46,7 @@ def traced(*, layers: int, rank: int, whole: bool, packed: bool = False, checkpo
     sizes = [(p.numel() * p.element_size(), p.requires_grad) for p in network.parameters()]
     weights = Weights(tuple(size for size, learns in sizes if learns), tuple(size for size, learns in sizes if not learns))
     method = SFT(SFTConfig(_target_="x", learning_rate=1e-3, train_on="answer"), model=LoadedModel(network, None, "", Reference("model", "x")))
+    settle(method, on_cpu=True)
     batch = BatchShape(4, 96, 4 * 40, 4 * 96, packed)
     trace = trace_step(method, shapes=[batch, batch], precision="bf16", checkpointing=checkpointing, mean_tokens=32, whole=whole)
     return trace, weights
@@ -88,7 +89,7 @@ def test_a_timeline_by_hand() -> None:
     trace = Trace([*forward, *head, *backward, Segment("step")], frozenset({7, 8, 9}), num_layers=3, depth=5, state_factor=2.0, scratch_factor=0.0)
     line = timeline(trace, Weights(learning=(5,) * 5, frozen=(1000,)))
     assert line.unmatched == 0
-    assert line.at_peak() == {"weights": 1025, "gradients": 0, "optimizer": 0, "activations": 53, "logits": 100}
+    assert line.at_peak() == {"weights": 1025, "gradients": 0, "optimizer": 50, "activations": 53, "logits": 100}
     assert line.at_end() == {"weights": 1025, "gradients": 25, "optimizer": 50, "activations": 0, "logits": 0}
 
 
