@@ -1,7 +1,9 @@
 """What a machine adds to the tensors of a run: measured once by `scripts/bench plan` and kept in the user's cache.
 
-Two numbers: memory that libraries take when they first work (code, compiled kernels, threads), and a factor on
-what comes and goes in a step, for scratch and holes that no trace sees. Knows nothing about how they are measured.
+Three numbers: memory that libraries take when they first work, what a compiled kernel takes (oneDNN compiles one for every form of
+matrix product, and a batch of another size has other forms), and a factor on what comes and goes in a step, for scratch and holes
+that no trace sees.
+Knows nothing about how they are measured.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ from pathlib import Path
 from largeforge.artifact import user_cache, write_atomically
 
 MIB = 1 << 20
+KEPT_KERNELS = 1024  # capacity of oneDNN's cache of kernels
 
 
 @dataclass(frozen=True)
@@ -23,20 +26,22 @@ class Calibration:
 
     Args:
         runtime_bytes: what a run takes besides its tensors.
+        kernel_bytes: more of it for every form of matrix product, up to KEPT_KERNELS.
         heap_factor: on what comes and goes in a step, as the allocator's replay shows it.
         told: where the numbers come from, for people.
     """
 
     runtime_bytes: int
+    kernel_bytes: int
     heap_factor: float
     told: str
 
 
 # Rounded from runs of `scripts/bench plan` on a 2-core Xeon with AMX, torch 2.13.
-SHIPPED_CPU = Calibration(120 * MIB, 1.15, "not calibrated on this machine: shipped numbers; scripts/bench plan measures its own")
+SHIPPED_CPU = Calibration(90 * MIB, 200_000, 1.12, "not calibrated on this machine: shipped numbers; scripts/bench plan measures its own")
 # A CUDA context with cuBLAS and cuDNN handles takes 0.4-0.6 GiB; the caching allocator's blocks are rounded and cannot always be
 # reused. Not measured by this project: no GPU was at hand.
-SHIPPED_CUDA = Calibration(600 * MIB, 1.05, "a CUDA context of 0.6 GiB and 5 % for the caching allocator are assumed; not measured here")
+SHIPPED_CUDA = Calibration(600 * MIB, 0, 1.05, "a CUDA context of 0.6 GiB and 5 % for the caching allocator are assumed; not measured here")
 
 
 def machine() -> str:
@@ -56,7 +61,7 @@ def read_calibration(kind: str) -> Calibration:
         return SHIPPED_CUDA
     try:
         kept = json.loads(calibration_path().read_text(encoding="utf-8"))
-        return Calibration(int(kept["runtime_bytes"]), float(kept["heap_factor"]), str(kept["told"]))
+        return Calibration(int(kept["runtime_bytes"]), int(kept["kernel_bytes"]), float(kept["heap_factor"]), str(kept["told"]))
     except (OSError, ValueError, KeyError, TypeError):
         return SHIPPED_CPU
 

@@ -19,6 +19,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 aten = torch.ops.aten
 _MADE_FROM_NUMBERS = (aten.arange.default, aten.arange.start, aten.arange.start_step, aten.zeros.default, aten.ones.default, aten.full.default)
+_PRODUCTS = (aten.mm.default, aten.addmm.default, aten.bmm.default, aten.baddbmm.default)
 _BY_MASK = (aten.index.Tensor, aten.index_put.default, aten.index_put_.default, aten._unsafe_index.Tensor)
 
 
@@ -50,12 +51,16 @@ class Ledger(TorchDispatchMode):
     Whole numbers and truth values that follow from a batch's ids, positions and mask are computed beside the fake tensors, so
     that questions about them (where do examples begin, how many positions are supervised) have their true answers. Questions
     about anything else are answered with yes, or 1.
+
+    Attributes:
+        products: every form of matrix product that was taken: operation, shapes, dtype. A CPU compiles a kernel for each.
     """
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.segments: list[Segment] = [Segment("start")]
         self._known: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()
+        self.products: set[Any] = set()
         self._count = 0
         self._values: Any = WeakTensorKeyDictionary()  # fake tensor -> real one
 
@@ -89,6 +94,8 @@ class Ledger(TorchDispatchMode):
             return self._answer(args[0])
         if func is aten.equal.default:
             return True
+        if func in _PRODUCTS:
+            self.products.add((func, *((tuple(value.shape), value.stride(), value.dtype) for value in args if isinstance(value, Tensor))))
         real = self._real(func, args, kwargs)
         if func is aten.nonzero.default:
             count = len(real) if real is not None else args[0].numel()

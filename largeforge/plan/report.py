@@ -38,7 +38,7 @@ class Plan:
         notes: sentences for the user.
         shown: rows, token by token.
         facts_bytes: what the memory was computed from: "kept" (weights, gradients, optimizer) and "passing" (what comes and goes in a
-            step, holes between it included, before the calibration).
+            step, holes between it included, before the calibration) and "kernels" (a number).
     """
 
     task: str

@@ -37,6 +37,7 @@ class Trace:
         num_layers: layers that were run.
         depth: layers that the model has.
         state_factor: bytes that the optimizer keeps per byte of a trainable parameter.
+        num_products: forms of matrix product that one micro-batch takes.
         scratch_factor: bytes that the optimizer's step needs besides, per byte of all trainable parameters.
     """
 
@@ -46,6 +47,7 @@ class Trace:
     depth: int
     state_factor: float
     scratch_factor: float
+    num_products: int = 0
 
 
 def trace_step(
@@ -83,6 +85,7 @@ def trace_step(
             batches.append(TokenBatch(*fakes, num_examples=shape.num_sequences, num_tokens=shape.num_tokens))
         handles = _mark_layers(layers, ledger)
         gradients: set[int] = set()
+        num_products = 0
         state_factor, scratch_factor = _weigh_optimizer(optimizer, learning, ledger)
         # Lightning runs the whole training_step under autocast, so casts of weights are kept until its end
         with _autocast(precision):
@@ -92,6 +95,7 @@ def trace_step(
                 ledger.mark("head")
                 total.backward()
                 del total
+                num_products = num_products or len(ledger.products)
             gradients |= {number for p in learning if p.grad is not None and (number := ledger.storage(p.grad)) is not None}
             ledger.mark("step")
             torch.nn.utils.clip_grad_norm_(learning, 1.0)
@@ -101,7 +105,7 @@ def trace_step(
             handle.remove()
     # what is dropped when the network goes is no part of the step
     segments = [Segment(segment.name, segment.layer, list(segment.events)) for segment in ledger.segments]
-    return Trace(segments, frozenset(gradients), len(layers), depth, state_factor, scratch_factor)
+    return Trace(segments, frozenset(gradients), len(layers), depth, state_factor, scratch_factor, num_products)
 
 
 def settle(method: Method, *, on_cpu: bool) -> None:

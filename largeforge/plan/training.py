@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from largeforge.contract import BatchShape, DataModule, LoadedModel, Method, Progress
-from largeforge.plan.calibration import read_calibration
+from largeforge.plan.calibration import KEPT_KERNELS, read_calibration
 from largeforge.plan.devices import Device, device_for
 from largeforge.plan.report import Plan, show_rows, size
 from largeforge.plan.timeline import Weights, timeline
@@ -31,12 +31,14 @@ class Load:
     Args:
         worst: the micro-batch that needs most.
         traced: of its step the first micro-batch, and the one that needs most of those that find gradients there.
+        num_sizes: micro-batches of different size that the run sees.
         mean_tokens: of a row.
         facts: steps and tokens, for the table.
     """
 
     worst: BatchShape
     traced: list[BatchShape]
+    num_sizes: int
     mean_tokens: float
     facts: dict[str, Any]
 
@@ -161,19 +163,22 @@ class TrainingPlan:
         kept = memory["weights"] + memory["gradients"] + memory["optimizer"]
         passing = (live if heap is None else max(live, heap + frozen)) - kept
         memory["allocator"] = int(kept + passing * calibration.heap_factor) - live
-        memory["libraries"] = calibration.runtime_bytes
-        return Footprint(memory, {"kept": kept, "passing": passing}, f"Memory: {calibration.told}.")
+        num_kernels = min(KEPT_KERNELS, trace.num_products * load.num_sizes)
+        memory["libraries"] = calibration.runtime_bytes + calibration.kernel_bytes * num_kernels
+        return Footprint(memory, {"kept": kept, "passing": passing, "kernels": num_kernels}, f"Memory: {calibration.told}.")
 
     def _load_of(self, data: DataModule, trainer: Any, config: TrainConfig) -> Load:
         """Take steps, tokens and the worst micro-batch from the shapes of the whole run."""
         window = trainer.window(data.num_rows, seed=config.seed)
         worst: BatchShape | None = None
         traced: list[BatchShape] = []
+        sizes: set[int] = set()
         steps = tokens = supervised = 0
         for shapes in data.shapes(window):
             steps += 1
             tokens += sum(shape.num_tokens for shape in shapes)
             supervised += sum(shape.num_supervised for shape in shapes)
+            sizes.update(shape.num_sequences * shape.num_positions for shape in shapes)
             for shape in shapes:
                 if worst is None or self._cost(shape) > self._cost(worst):
                     worst = shape
@@ -182,7 +187,7 @@ class TrainingPlan:
         rows = max(1, data.num_rows)
         mean = float(data.facts.get("mean_tokens") or tokens / max(1, min(rows, steps * config.trainer.batch_size)))
         facts = {"rows": data.num_rows, "steps": steps, "tokens": tokens, "supervised tokens": supervised}
-        return Load(worst, traced, mean, facts)
+        return Load(worst, traced, len(sizes), mean, facts)
 
     def _assumed(self, config: TrainConfig) -> Load:
         """The largest micro-batch that the config allows, every token of it supervised."""
@@ -190,7 +195,7 @@ class TrainingPlan:
         packed = config.data.packing is not False
         steps = {"steps": config.trainer.max_steps} if config.trainer.max_steps else {}
         worst = BatchShape(rows, width, rows * (width - 1), rows * width, packed)
-        return Load(worst, [worst] * min(2, -(-config.trainer.batch_size // rows)), width / 2, dict(steps))
+        return Load(worst, [worst] * min(2, -(-config.trainer.batch_size // rows)), 1, width / 2, dict(steps))
 
     def _cost(self, shape: BatchShape) -> tuple[float, int]:
         """Order micro-batches by what they need: positions first, and scores where attention holds them."""
