@@ -125,7 +125,7 @@ def _training(language: Language, family: Family, frame: str, rng: Random) -> tu
         asked += words
         text = text.replace("{data}", said)
     least = 1 if frame.startswith("{options}") else 0
-    options = _options(rng, least=least, plan=not family.plan)
+    options = _options(rng, least=least)
     pairs = [(option, _value(language, option, rng)) for option in options]
     if family.plan:
         asked.append(f"plan={family.plan}")
@@ -154,10 +154,10 @@ def _data(language: Language, rng: Random) -> tuple[str, list[str]]:
 
 
 # Options of which a command has one at most.
-EXCLUSIVE = ({"trainer.max_steps", "trainer.epochs"}, {"adapter", "adapter.r"}, {"adapter", "adapter.alpha"}, {"adapter", "adapter.dropout"})
+EXCLUSIVE = ({"trainer.max_steps", "trainer.epochs"},)
 
 
-def _options(rng: Random, *, least: int, plan: bool) -> list[Option]:
+def _options(rng: Random, *, least: int) -> list[Option]:
     """Draw 0 to 3 options that go together, in the order they are said."""
     count = max(least, rng.choices((0, 1, 2, 3), (20, 48, 26, 6))[0])
     chosen: list[Option] = []
@@ -165,7 +165,7 @@ def _options(rng: Random, *, least: int, plan: bool) -> list[Option]:
         option = rng.choices(OPTIONS, [option.weight for option in OPTIONS])[0]
         keys = {other.key for other in chosen}
         clash = any(option.key in group and keys & group for group in EXCLUSIVE)
-        if option.key not in keys and not clash and (plan or option.key != "plan"):
+        if option.key not in keys and not clash:
             chosen.append(option)
     return chosen
 

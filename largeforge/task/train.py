@@ -34,7 +34,7 @@ class Train:
         data: DataModule = build(config.data, tokenizer=model.tokenizer, template=model.template, train_on=config.method.train_on, progress=run.progress)
         data.prepare()
         method: Method = build(config.method, model=model)
-        engine: Engine = build(config.engine, model=model, progress=run.progress)
+        engine: Engine = build(config.engine, model=model, progress=run.progress, device=trainer.device)
         benchmark: Benchmark = build(config.benchmark)
         data.shapes(trainer.window(data.num_rows, seed=config.seed))  # settles packing=auto, which the lock records
         facts = {"device": trainer.device, "precision": trainer.precision, **data.facts}
