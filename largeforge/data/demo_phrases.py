@@ -473,13 +473,11 @@ class Family:
         name: shown beside held-out rows.
         frames: with the slots {model}, {data}, {options}; or {model}, {prompt} where the task is chat.
         task: of the command.
-        plan: the value of `plan` that the frame itself asks for; "" is none.
     """
 
     name: str
     frames: tuple[str, ...]
     task: str = "sft"
-    plan: str = ""
     weight: float = 1.0
 
 
@@ -607,48 +605,6 @@ FAMILIES_TRAINING: tuple[Family, ...] = (
         ),
     ),
     Family(
-        "cost",
-        (
-            "what would [training|tuning|fine-tuning] {model} on {data} [cost|take|need] {options}",
-            "how much memory [does|would] [training|tuning] {model} [on|with] {data} [need|take] {options}",
-            "plan [a run|training|a fine-tune] of {model} on {data} {options}",
-            "[what|how much] does [a run|a tuning|the training|one fine-tune] of {model} [on|with] {data} [use|require|ask for|cost] {options}",
-            "[i wonder|say|tell me] what [a fine-tune|training] of {model} on {data} would [need|cost] {options}",
-            "[without training yet|first of all|for the budget], what does it take to [train|tune] {model} on {data} {options}",
-            "[the memory|the price|the cost] of [training|a fine-tune of] {model} on {data} {options}",
-            "show [me |]the plan for [tuning|training] {model} on {data} {options}",
-            "[plan|only plan] {model} on {data} {options}",
-            "how big is [a run|a fine-tune] of {model} [on|with] {data} {options}",
-            "[calculate|estimate|tell me] [the cost|the needs] of [tuning|training] {model} [on|with] {data} {options}",
-            "what memory [does|will] [a run|a fine-tune] of {model} on {data} [need|want] {options}",
-            "before [i start|we begin], [the cost of|how much memory for] tuning {model} on {data} {options}",
-            "before [training|spending money], what does {model} on {data} [cost|take] {options}",
-            "[work out|guess|calculate] the [memory|price|size] of a {model} run on {data} {options}",
-            "what [is needed|does it need] to [train|tune] {model} on {data} {options}",
-            "how [expensive|costly] is it to [train|tune] {model} on {data} {options}",
-            "[do not train yet, |]plan [tuning|training] {model} on {data} {options}",
-        ),
-        plan="true",
-        weight=0.9,
-    ),
-    Family(
-        "4090",
-        (
-            "[does|will|would] [training|tuning] {model} on {data} fit [on|in] [a 4090|an rtx 4090|my 4090] {options}",
-            "is [a 4090|an rtx 4090] enough to [train|tune] {model} on {data} {options}",
-            "plan {model} on {data} for [a 4090|an rtx 4090] {options}",
-            "[could|will|would] [a 4090|an rtx 4090|my 4090] [train|tune|manage|take] {model} on {data} {options}",
-            "[can|will] [one|my|our] [4090|rtx 4090] [fit|do|handle|bear] [a run|the training] of {model} on {data} {options}",
-            "[is it possible|do we manage|is there room] to [train|tune] {model} on {data} with [one|a single|my] [4090|rtx 4090] {options}",
-            "[can|may] [i|we|my team] [tune|fine-tune] {model} [on|with] {data} on [a 4090|an rtx 4090|one rtx 4090] {options}",
-            "[i have|we own|there is] [a 4090|one rtx 4090]: can it [train|tune] {model} on {data} {options}",
-            "[tuning|training] {model} on {data}, does [a 4090|an rtx 4090] hold that {options}",
-            "[does|would] {model} fit on [a 4090|an rtx 4090] when tuned on {data} {options}",
-        ),
-        plan="rtx4090",
-        weight=0.8,
-    ),
-    Family(
         "ask",
         (
             "[ask|query|prompt] {model}[ this| with|][:|] {prompt}",
@@ -745,21 +701,6 @@ FAMILIES_HELDOUT: tuple[Family, ...] = (
             "{model} needs a round of training on {data} {options}",
             "{options}, {model} should learn from {data}",
         ),
-    ),
-    Family(
-        "budget",
-        (
-            "before paying, what does a fine-tune of {model} on {data} need {options}",
-            "estimate the memory for training {model} on {data} {options}",
-        ),
-        plan="true",
-        weight=0.3,
-    ),
-    Family(
-        "card",
-        ("can a 4090 hold a fine-tune of {model} on {data} {options}", "could i train {model} on {data} with just an rtx 4090 {options}"),
-        plan="rtx4090",
-        weight=0.3,
     ),
     Family(
         "try",

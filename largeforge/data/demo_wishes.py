@@ -127,8 +127,6 @@ def _training(language: Language, family: Family, frame: str, rng: Random) -> tu
     least = 1 if frame.startswith("{options}") else 0
     options = _options(rng, least=least)
     pairs = [(option, _value(language, option, rng)) for option in options]
-    if family.plan:
-        asked.append(f"plan={family.plan}")
     text, settings = _with_options(language, text, pairs, rng)
     return text, asked + settings
 
