@@ -40,7 +40,7 @@ def plan_of(*words: str) -> Plan:
 
 @pytest.mark.parametrize("name", PARAMETERS)
 def test_every_model_is_planned_offline(name: str, cache: Path) -> None:
-    """Proves SYS-S-002 as far as a plan goes: 70B too is planned from its shape, with no weight, no hub and no GPU."""
+    """70B too is planned from its shape, with no weight, no hub and no GPU."""
     plan = plan_of(f"model={name}", "adapter=none", "plan=h100-80gb", "data.packing=false", "trainer.micro_batch_size=1")
     assert plan.parameters == plan.trainable == PARAMETERS[name]
     # 4 bytes each for the weight, its gradient, and two moments
@@ -82,7 +82,7 @@ def test_lora_on_7b_in_24_gb(cache: Path) -> None:
 
 
 def test_nano_is_planned_with_its_rows(cache: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Proves SYS-U-006 in part: what a run would do is told before it is paid for; exit 0, and nothing is left behind."""
+    """What a run would do is told before it is paid for; exit 0, and nothing is left behind."""
     words = ["task=sft", "model=nano", "plan=true", "data.num_rows=40", "data.num_heldout=4", "trainer.batch_size=8"]
     assert main(words) == EXIT_DONE
     told = capsys.readouterr().out
