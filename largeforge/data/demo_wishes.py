@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from itertools import product
 from random import Random
 
+from largeforge.data.demo_options import OPTIONS, Option, Said
 from largeforge.data.demo_phrases import (
     ARTIFACT_HELDOUT,
     ARTIFACT_TRAINING,
@@ -24,11 +25,8 @@ from largeforge.data.demo_phrases import (
     MODELS,
     OPENERS_HELDOUT,
     OPENERS_TRAINING,
-    OPTIONS,
     DataPhrases,
     Family,
-    Option,
-    Said,
 )
 from largeforge.data.demo_values import VALUES
 

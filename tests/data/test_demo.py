@@ -17,7 +17,8 @@ from largeforge.config.compose import compose
 from largeforge.data import demo_phrases as phrases
 from largeforge.data.config import DemoConfig
 from largeforge.data.demo import Demo
-from largeforge.data.demo_phrases import MODELS, OPTIONS, Said
+from largeforge.data.demo_options import OPTIONS, Said
+from largeforge.data.demo_phrases import MODELS
 from largeforge.data.demo_values import VALUES
 from largeforge.data.demo_wishes import HELDOUT, TRAINING, Language, Wish, nearest, spellings, wishes, words_of
 
