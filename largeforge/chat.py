@@ -73,6 +73,19 @@ class Answer:
 
 
 @dataclass(frozen=True)
+class Failure:
+    """A request that got no answer that could be used.
+
+    Args:
+        reason: "unreachable" (after every retry), "refused" (the server said no), "malformed", "empty" or "budget" (not asked any more).
+        message: what was said or seen, for a person.
+    """
+
+    reason: Literal["unreachable", "refused", "malformed", "empty", "budget"]
+    message: str
+
+
+@dataclass(frozen=True)
 class Example:
     """A held-out conversation with the answer that is expected: what benchmarks ask and compare.
 

@@ -6,10 +6,13 @@ Shapes: B sequences, T positions.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar
+
+Task = TypeVar("Task")
+Result = TypeVar("Result")
 
 if TYPE_CHECKING:
     from lightning.pytorch.loggers import Logger
@@ -277,13 +280,29 @@ class Tracker(Protocol):
 
 
 class Engine(Protocol):
-    """Answers requests."""
+    """Answers requests. Built as `build(config.engine, model=..., progress=..., device=...)`; model is None where `needs_model` is False."""
+
+    needs_model: ClassVar[bool]
+    """Whether it answers with a network of this process; a remote one does not."""
+
+    name: str
+    """What lineage and reports call it: a model's name, or a remote model at its URL; never a secret."""
+
+    def generate(self, request: ChatRequest) -> AsyncGenerator[Delta, None]:
+        """Answer one request token by token; the last delta carries reason and usage. Many may run at once; `aclose()` stops one.
+
+        Raises:
+            EngineError: no answer can be had (unreachable after every retry, refused, malformed); says which.
+        """
+
+    async def close(self) -> None:
+        """Stop what runs and give back what is held; it may be used again afterwards, in another event loop too."""
 
     def answers(self, requests: Sequence[ChatRequest]) -> Iterator[Answer]:
-        """Answer in the order asked, in batches."""
+        """Answer in the order asked; blocking. Raises what `generate` raises."""
 
     def stream(self, request: ChatRequest) -> Iterator[Delta]:
-        """Answer one request token by token; closing the iterator stops it."""
+        """Answer one request token by token, blocking; closing the iterator stops it."""
 
 
 @dataclass(frozen=True)
@@ -311,6 +330,41 @@ class Benchmark(Protocol):
             title: "before" or "after", for the progress bar.
             run: where progress is shown; work ends early with `run.interrupt` where a stop was asked.
         """
+
+
+# ---- where work runs, where files lie ----
+
+
+class Executor(Protocol):
+    """Runs the same function over many tasks, elsewhere: in processes of this machine, or on a cluster."""
+
+    def map(self, function: Callable[[Task], Result], tasks: Sequence[Task], *, run: Run | None = None, title: str = "") -> Iterator[tuple[int, Result]]:
+        """Yield (number of the task, its result) as tasks end, in any order; each task's number once.
+
+        A worker that dies costs the tasks it held, which run again. An error that a task raises ends all, and is raised here.
+
+        Args:
+            function: picklable; does the same for the same task however often it runs (what it writes, it writes whole or not at all).
+            tasks: picklable.
+            run: where progress is shown and a stop is asked for; work ends with `run.interrupt` then.
+            title: of the progress bar.
+        """
+
+    def close(self) -> None:
+        """Let the workers go."""
+
+
+class Storage(Protocol):
+    """Files by URL: s3://, gs://, az://, file:// and plain paths. Built as `build(config.storage, progress=...)`."""
+
+    def is_remote(self, path: str) -> bool:
+        """Whether it names something that `fetch` must bring."""
+
+    def fetch(self, url: str) -> list[Path]:
+        """Bring what a URL means (one object, a prefix, a glob) and return local files; kept by content, so that it is brought once."""
+
+    def put(self, folder: Path, url: str) -> str:
+        """Send a folder, its manifest.json last, so that a reader never sees half of it; return where it stands."""
 
 
 # ---- telling ----

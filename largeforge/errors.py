@@ -5,6 +5,8 @@
     |-- InputError               2   a file, a row, a prompt
     |   `-- RowError             2   rows of a data file, each with file, line and field
     |-- ModelError               2   a model that cannot be had: no hub, gated, missing, corrupt
+    |-- EngineError              2   an engine that gives no answer: not reachable, refused, malformed
+    |-- StorageError             2   a bucket or object that cannot be read or written
     |-- ArtifactError            2   an artifact that is damaged or of the wrong kind
     |-- MissingExtra             2   a library that an extra brings
     |-- DoesNotFit               3   more memory than the device has
@@ -78,6 +80,22 @@ class RowError(InputError):
 
 class ModelError(LargeForgeError):
     """A model that cannot be loaded: not in reach, gated, missing a file, or corrupt."""
+
+
+class EngineError(LargeForgeError):
+    """An engine that gives no answer.
+
+    Args:
+        reason: "unreachable", "refused" or "malformed": what `Failure` is made of.
+    """
+
+    def __init__(self, message: str, *, reason: str = "unreachable", next_step: str = "") -> None:
+        super().__init__(message, next_step=next_step)
+        self.reason = reason
+
+
+class StorageError(LargeForgeError):
+    """A bucket, container or object that cannot be read or written."""
 
 
 class ArtifactError(LargeForgeError):

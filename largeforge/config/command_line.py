@@ -34,6 +34,10 @@ class _Parser(argparse.ArgumentParser):
         raise LargeForgeError(message[:1].upper() + message[1:] + ".", next_step="python -m largeforge --help")
 
 
+SHORT = {"teacher": "model@teacher", "reference": "model@reference", "generator": "data/generator@generator", "check": "data/check@check"}
+"""What a group is called where it stands under another name: teacher=mistral7b means model@teacher=mistral7b."""
+
+
 @dataclass(frozen=True)
 class Flags:
     """What was asked for.

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from largeforge.config.command_line import Flags, Setting, read_setting
+from largeforge.config.command_line import SHORT, Flags, Setting, read_setting
 from largeforge.config.composition import Composition, Setter
 from largeforge.config.finding import COMMAND_LINE, Finding
 from largeforge.config.hydra_seam import CompositionFault, Loaded, Order, order_files
@@ -24,7 +24,9 @@ from largeforge.config.resolve import resolve
 from largeforge.config.yaml_file import YamlFile, read_yaml
 
 PATH_CHOICE = {"model": "hf", "data": "chat"}
-"""model=<path or org/name> means model=hf model.path=...; data=<path> means data=chat data.path=..."""
+"""model=<path or org/name> means model=hf model.path=...; data=<path> means data=chat data.path=..., data=<artifact> data=artifact data.path=..."""
+ROWS_TASKS = ("prepare",)
+"""Tasks that read rows of any kind: there data=<path> means data=rows data.path=..."""
 
 
 def gather(flags: Flags, *, multirun: bool = False) -> Composition:
@@ -81,7 +83,7 @@ class _Gathering:
         it = self.it
         setting = read_setting(word, multirun=it.flags.multirun)
         it.settings.append(setting)
-        key = setting.key
+        key = SHORT.get(setting.key, setting.key) if not isinstance(setting.value, dict) else setting.key
         group, _, package = key.partition("@")
         if setting.text is None and setting.sign != "~":
             near = nearest(word, [f"task={task}" for task in self.library.choices("task")]) or next(
@@ -118,7 +120,7 @@ class _Gathering:
             return
         is_path = name not in known and self.library.file_of(f"{group}/{name}") is None
         if group in PATH_CHOICE and is_path and ("/" in name or stands(Path(name))):
-            chosen[key] = PATH_CHOICE[group]
+            chosen[key] = self._choice_of_path(group, name)
             target = package or group
             values.append(([target, "path"], Setting(setting.word, f"{target}.path", "", text, name, origin=setting.origin)))
         elif group == "recipe" and name.endswith(SUFFIX) and stands(expanded(name)):
@@ -129,6 +131,13 @@ class _Gathering:
             self._stand_in(f"{group}/{name}")
         else:
             chosen[key] = name
+
+    def _choice_of_path(self, group: str, path: str) -> str:
+        if group == "data" and stands(expanded(path) / "manifest.json"):
+            return "artifact"
+        if group == "data" and any(word == f"task={task}" for task in ROWS_TASKS for word in self.it.flags.words):
+            return "rows"
+        return PATH_CHOICE[group]
 
     # ---- files ----
 

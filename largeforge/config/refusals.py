@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
+from largeforge.config.command_line import SHORT
 from largeforge.config.finding import Finding
 from largeforge.config.places import shown
 from largeforge.config.yaml_file import YamlFile
@@ -98,7 +99,8 @@ def _defaults(file: YamlFile, *, recipe: bool, name: str) -> tuple[list[Any], li
                 first.append(item)
         elif isinstance(item, dict) and len(item) == 1:
             (key, choice), *_ = item.items()
-            group, _, package = str(key).split(" ")[-1].lstrip("/").partition("@")
+            named = str(key).split(" ")[-1].lstrip("/")
+            group, _, package = SHORT.get(named, named).partition("@")
             keywords = str(key).split(" ")[:-1]
             if group.split("/")[0] == "hydra" or package.split(".")[0] == "hydra":
                 tell(place, item, "Hydra's own settings may not be touched by a file from elsewhere")

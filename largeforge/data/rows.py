@@ -1,15 +1,107 @@
-"""One checked row of chat, one row that cannot be used, and how both name where they stand. Knows no file format and no tokenizer."""
+"""One checked row, of chat, of preferences or of text; one row that cannot be used; and how each names where it stands.
+
+Knows no file format and no tokenizer.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any, Literal
 
 from largeforge.chat import Message
 from largeforge.errors import RowError
 
 SHOWN = 20
+Kind = Literal["messages", "preference", "text"]
+TURNS = {"messages": ("messages",), "preference": ("prompt", "chosen", "rejected"), "text": ()}
+"""Which fields of each kind hold lists of turns."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row as pipelines, checks and generators see it.
+
+    Args:
+        content: JSON values. messages: {"messages": [turn, ...]}; preference: {"prompt": [turn, ...], "chosen": [turn, ...],
+            "rejected": [turn, ...]}; text: {"text": "..."}; a turn is {"role": ..., "content": ...}. Further fields of the row (label,
+            category ...) stand beside them under their own names.
+        origin: where it came from, as a person would look it up: "rows.jsonl:12", "template greeting, draw 3".
+        lineage: JSON values that stay outside the row's id: "changed" (names of steps), "template", "teacher", "parameters", "time" ...
+        split: "train", "validation" or "test".
+    """
+
+    content: dict[str, Any]
+    origin: str
+    lineage: dict[str, Any] = field(default_factory=dict)
+    split: str = "train"
+
+    @property
+    def kind(self) -> Kind:
+        return kind_of(self.content)
+
+    @cached_property
+    def id(self) -> str:
+        """32 hex digits of the hash of what the row says: the same on every machine."""
+        return hashlib.sha256(canonical(self.content)).hexdigest()[:32]
+
+    def texts(self) -> Iterator[str]:
+        """Every piece of text, in reading order."""
+        for name in TURNS[self.kind]:
+            for turn in self.content[name]:
+                yield turn["content"]
+        if self.kind == "text":
+            yield self.content["text"]
+
+    def text(self) -> str:
+        """All of its text, pieces joined by an empty line: what duplicates, languages and lengths are judged by."""
+        return "\n\n".join(self.texts())
+
+    def rewritten(self, function: Callable[[str], str], *, by: str) -> Row:
+        """Return the row with every piece of text rewritten; itself where nothing changes."""
+        content = dict(self.content)
+        for name in TURNS[self.kind]:
+            content[name] = [{**turn, "content": function(turn["content"])} for turn in content[name]]
+        if self.kind == "text":
+            content["text"] = function(content["text"])
+        return self if content == self.content else self.changed(content, by=by)
+
+    def changed(self, content: dict[str, Any], *, by: str) -> Row:
+        """Return a row that says something else, and whose lineage says which step did it."""
+        return Row(content, self.origin, {**self.lineage, "changed": [*self.lineage.get("changed", []), by]}, self.split)
+
+    def with_lineage(self, **facts: Any) -> Row:
+        """Return the same row, knowing more about where it came from."""
+        return replace(self, lineage={**self.lineage, **facts})
+
+
+@dataclass(frozen=True)
+class Dropped:
+    """A row that a step leaves out.
+
+    Args:
+        reason: a short name that is counted: "too_short", "duplicate_of".
+        detail: what was measured or met: "3 characters", the origin of the row it repeats. Never the row's own text.
+    """
+
+    row: Row
+    reason: str
+    detail: str = ""
+
+
+def kind_of(content: dict[str, Any]) -> Kind:
+    """What kind of row a content is."""
+    return "messages" if "messages" in content else "preference" if "chosen" in content else "text"
+
+
+def canonical(content: dict[str, Any]) -> bytes:
+    """The one way a row is written: JSON, keys sorted, UTF-8, no spaces, no newline at its end."""
+    import orjson
+
+    return orjson.dumps(content, option=orjson.OPT_SORT_KEYS)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,1 @@
+"""Checks of prepared rows: each looks at all of them and tells findings."""

@@ -1,0 +1,1 @@
+"""Steps of `task=prepare`: each takes rows and gives rows."""

@@ -1,0 +1,17 @@
+"""Typed configs of the group executor; imports nothing heavy."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from largeforge.config.typed import NonNegativeInt, PartConfig
+
+
+class ExecutorConfig(PartConfig):
+    """Where the tasks of a pipeline run."""
+
+
+class LocalConfig(ExecutorConfig):
+    """Processes of this machine."""
+
+    num_workers: NonNegativeInt = Field(description="Processes; 0 is one a core.")

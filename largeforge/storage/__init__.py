@@ -1,0 +1,1 @@
+"""Where files lie: this machine, or a bucket."""
