@@ -1,8 +1,9 @@
 """A folder with manifest.json: all that tasks hand each other (law 5).
 
 The manifest is written last and atomically, so its existence means that the folder is whole. Its id is the hash of the
-payload (names, sizes, sha256 of the files, kind); what is learned later stands beside it in proof.json, outside the id.
-Knows nothing about what the files mean.
+payload (names, sizes, sha256 of the files, kind). Outside the id stand the files below about/ (where things came from, and when:
+verified like the payload, but no part of what the artifact is) and what is learned later, in proof.json. One file may grow after
+the artifact is sealed, about/audit.jsonl: what it held then must still be its beginning. Knows nothing about what the files mean.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +22,21 @@ from largeforge.errors import ArtifactError
 
 MANIFEST = "manifest.json"
 PROOF = "proof.json"
+ABOUT = "about/"
+AUDIT = "about/audit.jsonl"
 SCHEMA_VERSION = 1
 _WEIGHTS = (".safetensors", ".gguf", ".arrow", ".parquet")
+_LARGE_BYTES = 16 << 20
 
 
 @dataclass(frozen=True)
 class Artifact:
-    """A finished folder."""
+    """A finished folder.
+
+    Args:
+        files: the payload: name -> sha256 and size_bytes.
+        about: the files below about/, outside the id.
+    """
 
     folder: Path
     kind: str
@@ -35,6 +44,7 @@ class Artifact:
     files: dict[str, dict[str, Any]]
     parents: tuple[Reference, ...]
     config: dict[str, Any]
+    about: dict[str, dict[str, Any]] = field(default_factory=dict)
 
 
 def is_artifact(folder: Path) -> bool:
@@ -60,16 +70,18 @@ def write_artifact(folder: Path, *, fill: Callable[[Path], str], parents: Sequen
     except BaseException:
         shutil.rmtree(draft, ignore_errors=True)
         raise
-    files = {
+    found = {
         path.relative_to(draft).as_posix(): {"sha256": sha256_of(path), "size_bytes": path.stat().st_size}
         for path in sorted(draft.rglob("*"))
         if path.is_file()
     }
+    files = {name: facts for name, facts in found.items() if not name.startswith(ABOUT)}
     manifest = {
         "schema_version": SCHEMA_VERSION,
         "kind": kind,
         "id": _payload_id(kind, files),
         "files": files,
+        "about": {name: facts for name, facts in found.items() if name.startswith(ABOUT)},
         "parents": [asdict(parent) for parent in parents],
         "config": config,
     }
@@ -102,17 +114,19 @@ def read_artifact(folder: Path, *, kind: str | Sequence[str] | None = None, full
         raise ArtifactError(f"{folder} is an artifact of kind {artifact.kind}; needed: {' or '.join(kinds)}.")
     if artifact.id != _payload_id(artifact.kind, artifact.files):
         raise ArtifactError(f"{path} does not match its own id.", next_step="take the artifact from where it was made again")
-    for name, facts in artifact.files.items():
+    for name, facts in (artifact.files | artifact.about).items():
         _verify(folder, name, facts, full=full)
     return artifact
 
 
-def sha256_of(path: Path) -> str:
-    """Hash of a file's bytes, read in blocks."""
+def sha256_of(path: Path, *, first: int | None = None) -> str:
+    """Hash of a file's bytes, or of its first ones, read in blocks."""
     digest = hashlib.sha256()
+    left = path.stat().st_size if first is None else first
     with path.open("rb") as stream:
-        while block := stream.read(1 << 20):
+        while left > 0 and (block := stream.read(min(left, 1 << 20))):
             digest.update(block)
+            left -= len(block)
     return digest.hexdigest()
 
 
@@ -133,7 +147,7 @@ def user_cache() -> Path:
 
 def _artifact(folder: Path, manifest: dict[str, Any]) -> Artifact:
     parents = tuple(Reference(**parent) for parent in manifest["parents"])
-    return Artifact(folder, manifest["kind"], manifest["id"], manifest["files"], parents, manifest["config"])
+    return Artifact(folder, manifest["kind"], manifest["id"], manifest["files"], parents, manifest["config"], manifest.get("about", {}))
 
 
 def _payload_id(kind: str, files: dict[str, dict[str, Any]]) -> str:
@@ -149,11 +163,15 @@ def _verify(folder: Path, name: str, facts: dict[str, Any], *, full: bool) -> No
     if not path.is_file():
         raise ArtifactError(f"{path} is missing.", next_step=again)
     stat = path.stat()
+    if name == AUDIT:
+        if stat.st_size < facts["size_bytes"] or sha256_of(path, first=facts["size_bytes"]) != facts["sha256"]:
+            raise ArtifactError(f"{path} does not begin with what was sealed: entries were taken out or changed.", next_step=again)
+        return
     if stat.st_size != facts["size_bytes"]:
         raise ArtifactError(f"{path} has {stat.st_size} bytes; its manifest says {facts['size_bytes']}.", next_step=again)
     seal = user_cache() / "verified" / facts["sha256"]
     state = f"{path.resolve()} {stat.st_size} {stat.st_mtime_ns} {stat.st_ino}"
-    weights = path.suffix in _WEIGHTS
+    weights = path.suffix in _WEIGHTS or stat.st_size > _LARGE_BYTES
     if weights and not full and seal.is_file() and seal.read_text(encoding="utf-8") == state:
         return
     if sha256_of(path) != facts["sha256"]:
