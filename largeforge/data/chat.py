@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from largeforge.chat import Example
 from largeforge.contract import Reference
 from largeforge.data.files import Record, count_rows, files_hash, is_hub_id, locate, records
-from largeforge.data.formats import BadField, Format, detect, explain_unknown, kind, read_messages
+from largeforge.data.formats import BadField, Format, detect_chat, explain_unknown, kind, read_messages
 from largeforge.data.hub import HubRows
 from largeforge.data.module import RowsModule
 from largeforge.data.rows import BadRow, ChatRow
@@ -127,7 +127,7 @@ class Chat(RowsModule):
             if not isinstance(item.value, dict):
                 yield BadRow(item.origin, "", f"is {kind(item.value)}; an object with fields is needed")
                 continue
-            layout = layout or detect(item.value)
+            layout = layout or detect_chat(item.value)
             yield _row(item.value, item.origin, layout)
 
     def _limited(self, rows: Iterator[ChatRow | BadRow]) -> Iterator[ChatRow | BadRow]:

@@ -1,6 +1,6 @@
 """Which files a `data.path` means, and the raw records in them, streamed with the place of each. Knows nothing about what a record says.
 
-Importing this loads the standard library only; pyarrow is loaded when a Parquet or Arrow file is read.
+Importing this loads the standard library only; orjson is loaded when JSON Lines are read, pyarrow when a Parquet or Arrow file is.
 """
 
 from __future__ import annotations
@@ -23,10 +23,13 @@ from largeforge.errors import InputError
 
 TEXT_SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv")
 TABLE_SUFFIXES = (".parquet", ".arrow", ".feather")
+LINES = (".jsonl", ".ndjson")
 SUFFIXES = TEXT_SUFFIXES + TABLE_SUFFIXES
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _FOREIGN = re.compile("[\udc80-\udcff]")  # what errors="surrogateescape" makes of a byte that is no UTF-8
 _BLOCK_CHARS = 1 << 16
+_BLOCK_BYTES = 1 << 20
+_REACH = 4  # a slice decodes the row groups it touches from their start: they may be so many slices long
 _TABLE_ROWS = 512
 
 
@@ -41,6 +44,25 @@ class Record:
 
     value: Any
     origin: str
+
+
+@dataclass(frozen=True)
+class Slice:
+    """A part of one file that can be read alone, in another process too.
+
+    Args:
+        file: JSON Lines, Parquet or Arrow.
+        start: its first byte in JSON Lines, its first row (from 0) in a table.
+        stop: the byte or row behind its last.
+        first: the line or row at which it starts, counted from 1.
+        num_rows: lines (blank ones too) or rows.
+    """
+
+    file: Path
+    start: int
+    stop: int
+    first: int
+    num_rows: int
 
 
 def is_hub_id(path: str) -> bool:
@@ -71,18 +93,79 @@ def locate(path: str, *, key: str = "data.path") -> list[Path]:
     raise _absent(path, here, key)
 
 
-def records(file: Path) -> Iterator[Record | BadRow]:
-    """Stream the records of one file. Raises InputError where the file as a whole cannot be read."""
+def records(source: Path | Slice) -> Iterator[Record | BadRow]:
+    """Stream the records of one file, or of a slice of it. Raises InputError where the file as a whole cannot be read."""
+    whole = isinstance(source, Path)
+    file = source if isinstance(source, Path) else source.file
     suffix = file.suffix.lower()
-    if suffix in TEXT_SUFFIXES:
+    if suffix in TEXT_SUFFIXES and whole:
         _refuse_utf16(file)
-    if suffix in (".jsonl", ".ndjson"):
-        return _jsonl(file)
+    if suffix in LINES:
+        return _jsonl(source if isinstance(source, Slice) else Slice(file, 0, file.stat().st_size, 1, 0))
+    if not whole and suffix not in TABLE_SUFFIXES:
+        raise ValueError(f"{file} cannot be read in slices")
     if suffix == ".json":
         return _json(file)
     if suffix in (".csv", ".tsv"):
         return _csv(file, delimiter="\t" if suffix == ".tsv" else ",")
-    return _table(file)
+    return _table(file) if isinstance(source, Path) else _table(file, source.start, source.stop)
+
+
+def jsonl_slices(file: Path, rows_per_slice: int, *, limit: int | None = None) -> Iterator[Slice]:
+    """Cut a file of JSON Lines into byte ranges of so many lines each, by looking for newlines only; memory is constant.
+
+    Args:
+        file: JSON Lines.
+        rows_per_slice: lines of each slice; the last has what is left.
+        limit: lines that are not blank to stop after; None is all.
+    """
+    _refuse_utf16(file)
+    start, at, line, held, left = 0, 0, 1, 0, limit
+    said, ended = False, True
+    with file.open("rb") as stream:
+        while block := stream.readline(_BLOCK_BYTES) if limit is not None else stream.read(_BLOCK_BYTES):
+            ended = block.endswith(b"\n")
+            newlines, found = block.count(b"\n"), 0
+            while held + newlines >= rows_per_slice:
+                for _ in range(rows_per_slice - held):
+                    found = block.index(b"\n", found) + 1
+                newlines -= rows_per_slice - held
+                yield Slice(file, start, at + found, line, rows_per_slice)
+                start, line, held = at + found, line + rows_per_slice, 0
+            held += newlines
+            at += len(block)
+            if left is not None:
+                said = said or bool(block.strip())  # a long line comes in pieces, and is one row
+                if ended:
+                    left, said = left - said, False
+                    if left == 0:
+                        break
+    if at > start:
+        yield Slice(file, start, at, line, held if ended else held + 1)
+
+
+def table_slices(file: Path, rows_per_slice: int, *, limit: int | None = None) -> list[Slice] | None:
+    """Cut a Parquet or Arrow file into row ranges; None where a range could not be reached without reading what stands before it.
+
+    Raises:
+        InputError: the file cannot be read.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        if file.suffix.lower() == ".parquet":
+            metadata = pq.ParquetFile(file).metadata
+            sizes = [metadata.row_group(index).num_rows for index in range(metadata.num_row_groups)]
+        else:
+            with pa.memory_map(str(file)) as source:
+                sizes = [batch.num_rows for batch in _batches(source)]
+    except (pa.ArrowException, OSError) as fault:
+        raise _unreadable(file, 0, fault) from fault
+    if max(sizes, default=0) > _REACH * rows_per_slice:
+        return None
+    total = sum(sizes) if limit is None else min(sum(sizes), limit)
+    return [Slice(file, start, min(start + rows_per_slice, total), start + 1, min(rows_per_slice, total - start)) for start in range(0, total, rows_per_slice)]
 
 
 def files_hash(files: Sequence[Path]) -> str:
@@ -95,7 +178,7 @@ def files_hash(files: Sequence[Path]) -> str:
 
 def count_rows(file: Path) -> int | None:
     """Rows of a file where that is quick to know: lines of JSONL, the metadata of Parquet; None elsewhere."""
-    if file.suffix.lower() in (".jsonl", ".ndjson"):
+    if file.suffix.lower() in LINES:
         with file.open("rb") as stream:
             return sum(block.count(b"\n") for block in iter(lambda: stream.read(1 << 20), b""))
     if file.suffix.lower() == ".parquet":
@@ -112,26 +195,38 @@ def count_rows(file: Path) -> int | None:
 # ---- one reader a format ----
 
 
-def _jsonl(file: Path) -> Iterator[Record | BadRow]:
+def _jsonl(part: Slice) -> Iterator[Record | BadRow]:
+    from orjson import JSONDecodeError, loads
+
+    file, at = part.file, part.start
     with file.open("rb") as stream:
-        for number, line in enumerate(stream, start=1):
-            origin = f"{file}:{number}"
+        stream.seek(at)
+        for number, line in enumerate(stream, start=part.first):
+            if at >= part.stop:
+                return
+            at += len(line)
             if number == 1:
                 line = line.removeprefix(b"\xef\xbb\xbf")
-            if not line.strip():
-                continue
-            if b"\0" in line:
-                yield BadRow(origin, "", "holds NUL bytes: the file was cut off or filled with zeros", "write the file again")
-                continue
             try:
-                text = line.decode("utf-8").rstrip("\r\n")
-            except UnicodeDecodeError as fault:
-                yield BadRow(origin, "", f"is not UTF-8 (byte {line[fault.start]:#04x} at column {fault.start + 1})", _recode(file))
-                continue
-            try:
-                yield Record(json.loads(text), origin)
-            except (ValueError, RecursionError) as fault:
-                yield BadRow(origin, "", f"is no JSON: {_json_fault(fault, text)}", "put one JSON object on each line (an array belongs into a .json file)")
+                yield Record(loads(line), f"{file}:{number}")
+            except JSONDecodeError:
+                if line.strip():
+                    yield _careful(line, file, number)
+
+
+def _careful(line: bytes, file: Path, number: int) -> Record | BadRow:
+    """A line that the fast parser refuses: what is wrong with it, where a person would look; or what Python's parser makes of it."""
+    origin = f"{file}:{number}"
+    if b"\0" in line:
+        return BadRow(origin, "", "holds NUL bytes: the file was cut off or filled with zeros", "write the file again")
+    try:
+        text = line.decode("utf-8").rstrip("\r\n")
+    except UnicodeDecodeError as fault:
+        return BadRow(origin, "", f"is not UTF-8 (byte {line[fault.start]:#04x} at column {fault.start + 1})", _recode(file))
+    try:
+        return Record(json.loads(text), origin)
+    except (ValueError, RecursionError) as fault:
+        return BadRow(origin, "", f"is no JSON: {_json_fault(fault, text)}", "put one JSON object on each line (an array belongs into a .json file)")
 
 
 def _json(file: Path) -> Iterator[Record | BadRow]:
@@ -235,33 +330,58 @@ def _csv(file: Path, *, delimiter: str) -> Iterator[Record | BadRow]:
             yield Record(dict(zip(header, cells, strict=True)), origin)
 
 
-def _table(file: Path) -> Iterator[Record | BadRow]:
-    """Parquet, or Arrow's file and stream formats (Feather and `datasets` among them)."""
+def _table(file: Path, start: int = 0, stop: int | None = None) -> Iterator[Record | BadRow]:
+    """Parquet, or Arrow's file and stream formats (Feather and `datasets` among them); rows `start` to `stop`, counted from 0."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    number = 0
+    number = start
     try:
         if file.suffix.lower() == ".parquet":
-            batches = pq.ParquetFile(file).iter_batches(batch_size=_TABLE_ROWS)
+            batches, row = _row_groups(pq.ParquetFile(file), start)
         else:
-            source = pa.memory_map(str(file))
-            try:
-                reader = pa.ipc.open_file(source)
-                batches = (reader.get_batch(index) for index in range(reader.num_record_batches))
-            except pa.ArrowInvalid:
-                source.seek(0)
-                batches = iter(pa.ipc.open_stream(source))
+            batches, row = _batches(pa.memory_map(str(file))), 0
         for batch in batches:
-            for start in range(0, batch.num_rows, _TABLE_ROWS):
-                for value in batch.slice(start, _TABLE_ROWS).to_pylist():
+            begin = max(0, start - row)
+            end = batch.num_rows if stop is None else min(batch.num_rows, stop - row)
+            for at in range(begin, end, _TABLE_ROWS):
+                for value in batch.slice(at, min(_TABLE_ROWS, end - at)).to_pylist():
                     number += 1
                     yield Record(value, f"{file} row {number}")
+            row += batch.num_rows
+            if stop is not None and row >= stop:
+                return
     except (pa.ArrowException, OSError, UnicodeDecodeError) as fault:
-        raise InputError(f"{file} cannot be read as {file.suffix[1:]}, after {number} rows: {fault}", next_step="write the file again") from fault
+        raise _unreadable(file, number, fault) from fault
+
+
+def _row_groups(parquet: Any, start: int) -> tuple[Iterator[Any], int]:
+    """Batches of a Parquet file from the row group on that holds row `start`, and the row that this group starts with."""
+    row, groups = 0, list(range(parquet.metadata.num_row_groups))
+    while groups and row + parquet.metadata.row_group(groups[0]).num_rows <= start:
+        row += parquet.metadata.row_group(groups.pop(0)).num_rows
+    return parquet.iter_batches(batch_size=_TABLE_ROWS, row_groups=groups), row
+
+
+def _batches(source: Any) -> Iterator[Any]:
+    """Record batches of Arrow's file format, else of its stream format; in memory one at a time."""
+    import pyarrow as pa
+
+    try:
+        reader = pa.ipc.open_file(source)
+    except pa.ArrowInvalid:
+        source.seek(0)
+        yield from pa.ipc.open_stream(source)
+        return
+    for index in range(reader.num_record_batches):
+        yield reader.get_batch(index)
 
 
 # ---- saying what is wrong ----
+
+
+def _unreadable(file: Path, num_rows: int, fault: Exception) -> InputError:
+    return InputError(f"{file} cannot be read as {file.suffix[1:]}, after {num_rows} rows: {fault}", next_step="write the file again")
 
 
 def _known(file: Path) -> Path:

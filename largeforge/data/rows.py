@@ -93,8 +93,10 @@ class Dropped:
 
 
 def kind_of(content: dict[str, Any]) -> Kind:
-    """What kind of row a content is."""
-    return "messages" if "messages" in content else "preference" if "chosen" in content else "text"
+    """What kind of row a content is: a pair where there are two answers, whatever stands beside them."""
+    if "chosen" in content and "rejected" in content:
+        return "preference"
+    return "messages" if "messages" in content else "text"
 
 
 def canonical(content: dict[str, Any]) -> bytes:
