@@ -70,6 +70,11 @@ class WholeStep(Step):
     Memory stays bounded: surveys hold hashes or signatures, in files bucketed by their prefix; `decide` works a bucket at a time.
     """
 
+    @property
+    def whole(self) -> bool:
+        """Whether this config makes it one at all; False where every row can be judged alone: then `__call__` is used."""
+        return True
+
     moves: ClassVar[bool] = False
     """Whether rows change places: then `destinations` is asked, and `apply` is not."""
 
