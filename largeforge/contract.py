@@ -288,6 +288,9 @@ class Engine(Protocol):
     name: str
     """What lineage and reports call it: a model's name, or a remote model at its URL; never a secret."""
 
+    in_flight: int
+    """How many requests it is best asked at once: for `largeforge.engine.answers.answers`."""
+
     def generate(self, request: ChatRequest) -> AsyncGenerator[Delta, None]:
         """Answer one request token by token; the last delta carries reason and usage. Many may run at once; `aclose()` stops one.
 

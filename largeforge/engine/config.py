@@ -6,7 +6,7 @@ from typing import Annotated
 
 from pydantic import BeforeValidator, Field
 
-from largeforge.config.typed import NonNegativeFloat, NonNegativeInt, PartConfig, PositiveInt, real_number
+from largeforge.config.typed import NonNegativeFloat, NonNegativeInt, PartConfig, PositiveFloat, PositiveInt, Typed, real_number
 
 
 class EngineConfig(PartConfig):
@@ -19,6 +19,22 @@ class EngineConfig(PartConfig):
 
 
 class HFConfig(EngineConfig):
-    """transformers in this process, in padded batches."""
+    """transformers in this process."""
 
     batch_size: PositiveInt = Field(description="Requests that are answered together at most; fewer where their keys and values would take over 4 GiB.")
+
+
+class BudgetConfig(Typed):
+    """What may be spent on answers: once it is, running ones finish and no more are asked."""
+
+    tokens: PositiveInt | None = Field(description="Tokens of prompts and answers together at most; null is no limit.")
+    cost: PositiveFloat | None = Field(description="Money at most, in the currency of the prices; null is no limit.")
+    prompt_price: NonNegativeFloat = Field(description="Price of a million tokens of prompts.")
+    completion_price: NonNegativeFloat = Field(description="Price of a million tokens of answers.")
+
+
+class EchoConfig(EngineConfig):
+    """Says what was asked: for tests and dry runs."""
+
+    in_flight: PositiveInt = Field(description="Requests that are asked at once at most.")
+    budget: BudgetConfig = Field(description="What may be spent.")
