@@ -36,7 +36,8 @@ class Local:
         """Yield (number of the task, its result) as tasks end (largeforge/contract.py)."""
         bar = run.progress.bar(title, total=len(tasks), unit="shards") if run is not None and len(tasks) > 1 else None
         try:
-            source = self._here(function, tasks, run) if self.num_workers == 1 or len(tasks) <= 1 else self._elsewhere(function, tasks, run)
+            alone = self.num_workers == 1 or len(tasks) <= 1
+            source = Here().map(function, tasks, run=run) if alone else self._elsewhere(function, tasks, run)
             for number, result in source:
                 if bar is not None:
                     bar.advance()
@@ -50,11 +51,6 @@ class Local:
         if self._pool is not None:
             self._pool.shutdown(wait=True, cancel_futures=True)
             self._pool = None
-
-    def _here(self, function: Callable[[Task], Result], tasks: Sequence[Task], run: Run | None) -> Iterator[tuple[int, Result]]:
-        for number, task in enumerate(tasks):
-            _stop_where_asked(run)
-            yield number, function(task)
 
     def _elsewhere(self, function: Callable[[Task], Result], tasks: Sequence[Task], run: Run | None) -> Iterator[tuple[int, Result]]:
         left = list(range(len(tasks)))
@@ -90,6 +86,19 @@ class Local:
         finally:
             for future in running:
                 future.cancel()
+
+
+class Here:
+    """Runs tasks in this process, one after the other: for steps that hold a model or a connection."""
+
+    def map(self, function: Callable[[Task], Result], tasks: Sequence[Task], *, run: Run | None = None, title: str = "") -> Iterator[tuple[int, Result]]:
+        """Yield (number of the task, its result), in order."""
+        for number, task in enumerate(tasks):
+            _stop_where_asked(run)
+            yield number, function(task)
+
+    def close(self) -> None:
+        """Nothing is held."""
 
 
 def _begin() -> None:

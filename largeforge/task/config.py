@@ -13,7 +13,7 @@ from largeforge.adapter.config import AdapterConfig
 from largeforge.benchmark.config import BenchmarkConfig
 from largeforge.config.typed import Bool, NonNegativeInt, PartConfig, PositiveInt, Typed
 from largeforge.data.check.config import CheckConfig
-from largeforge.data.config import DataConfig
+from largeforge.data.config import ArtifactConfig, DataConfig, RowsConfig
 from largeforge.data.generator.config import GeneratorConfig
 from largeforge.data.step.config import StepsConfig
 from largeforge.engine.config import EngineConfig
@@ -72,7 +72,7 @@ class ChatConfig(RootConfig):
 class PrepareConfig(RootConfig):
     """Read rows, clean them step by step, split and check them; leaves a data artifact."""
 
-    data: DataConfig = Field(description="The raw rows.")
+    data: RowsConfig = Field(description="The raw rows.")
     storage: StorageConfig = Field(description="How s3://, gs:// and az:// paths are reached.")
     steps: list[str] = Field(description="Which steps run, in this order.")
     step: StepsConfig = Field(description="The settings of each step.")
@@ -101,7 +101,7 @@ class GenerateConfig(RootConfig):
 class InspectConfig(RootConfig):
     """Show an artifact: rows, statistics, lineage up to the raw files; verify its files and its audit log."""
 
-    data: DataConfig = Field(description="The artifact.")
+    data: ArtifactConfig = Field(description="The artifact.")
     storage: StorageConfig = Field(description="How s3://, gs:// and az:// paths are reached.")
     show: NonNegativeInt = Field(description="Rows to show.")
     row: str | None = Field(description="Show one row, by its id or the beginning of it, with all that is known about where it came from.")
@@ -119,7 +119,7 @@ class DiffConfig(RootConfig):
 class PushConfig(RootConfig):
     """Send an artifact to a bucket or to the Hugging Face Hub."""
 
-    data: DataConfig = Field(description="The artifact.")
+    data: ArtifactConfig = Field(description="The artifact.")
     storage: StorageConfig = Field(description="How s3://, gs:// and az:// paths are reached.")
     to: str = Field(description="s3://bucket/folder, gs://, az://, a folder, or hub://org/name.")
     private: Bool = Field(description="Whether a data set that is made on the Hub is private.")

@@ -1,0 +1,164 @@
+"""Rows cleaned step by step, split and checked: raw files -> shards -> artifact, every row with where it came from."""
+
+from __future__ import annotations
+
+import shutil
+from typing import Any
+
+from largeforge.artifact import Artifact, write_atomically
+from largeforge.build import build, find
+from largeforge.config.lock import write_lock
+from largeforge.contract import Engine, Executor, LoadedModel, Progress, Quant, Storage
+from largeforge.report import Section, write_report
+from largeforge.run import Run
+from largeforge.task.config import PrepareConfig
+
+
+class Prepare:
+    """Killed and started again with resume=auto, it goes on where it was, and ends with the same bytes."""
+
+    def __init__(self, config: PrepareConfig) -> None:
+        self.config = config
+
+    def run(self, run: Run) -> Artifact:
+        """Clean, split and check rows; leave a data artifact."""
+        config = self.config
+        work = run.folder / "work"
+
+        # ---- build ----
+        storage: Storage = build(config.storage, progress=run.progress)
+        source: Any = build(config.data, storage=storage, progress=run.progress)
+        executor: Executor = build(config.executor)
+        here: Executor = find("largeforge.executor.local.Here")()
+        steps = [getattr(config.step, name) for name in config.steps]
+        live = Live(config, run)
+        pipeline = find("largeforge.data.pipeline.Pipeline")(
+            steps, seed=config.seed, folder=work, executor=executor, here=here, run=run, live={"engine": live.engine, "ask": live.ask, "model": live.model}
+        )
+        run.progress.say(f"run folder: {run.folder}")
+        run.progress.say(f"steps: {', '.join(config.steps) or 'none: rows are read and written'}")
+
+        # ---- work ----
+        try:
+            outcome = pipeline.process(
+                lambda: list(source.slices(config.shard_rows, work / "raw")),
+                fingerprint=fingerprint(config, source),
+                skip_bad=config.data.on_bad_row == "skip",
+                checks=config.check,
+            )
+        finally:
+            executor.close()
+        sources = source.sources()
+
+        # ---- leave ----
+        fill = find("largeforge.data.assemble.assemble")
+        artifact = run.artifact(lambda draft: fill(draft, outcome, sources=sources, layout=config.layout, file_type=config.file_type), parents=sources)
+        counts = tell(run, outcome, artifact)
+        write_lock(run.folder / "recipe.lock.yaml", run.composed, sources=sources, template="", facts=counts)
+
+        # ---- check ----
+        checks = find("largeforge.data.check.gathered.gathered")(config.check, outcome.folders)
+        findings = checks.findings()
+        sections = [*tables(outcome, run), *checks.sections(run.folder)]
+        write_report(run.folder, title=f"prepare: {config.name or ', '.join(source.name for source in sources)}", sections=sections)
+        write_atomically(artifact.folder / "proof.json", checks.proof() + "\n")
+        shutil.rmtree(work)
+        farewell(run, artifact, findings)
+        failure = checks.verdict(findings)
+        if failure is not None:
+            raise failure
+        return artifact
+
+    def plan(self, *, progress: Progress) -> Any:
+        """What preparing would read and do; no row is changed and nothing is written."""
+        config = self.config
+        storage: Storage = build(config.storage, progress=progress)
+        source: Any = build(config.data, storage=storage, progress=progress)
+        return find("largeforge.plan.preparing.PreparingPlan")(config)(source=source, progress=progress)
+
+
+class Live:
+    """What some steps need, made when the first of them asks: a teacher's model, an engine, and a way to ask it that loses no answer."""
+
+    def __init__(self, config: PrepareConfig, run: Run) -> None:
+        self.config = config
+        self._run = run
+        self._model: LoadedModel | None = None
+        self._engine: Engine | None = None
+
+    def model(self) -> LoadedModel:
+        if self._model is None:
+            quant: Quant = build(self.config.quant)
+            self._model = build(self.config.teacher, progress=self._run.progress).load(trainable=False, quant=quant)
+        return self._model
+
+    def engine(self) -> Engine:
+        if self._engine is None:
+            needs_model = find(self.config.engine.target).needs_model
+            self._engine = build(self.config.engine, model=self.model() if needs_model else None, progress=self._run.progress)
+        return self._engine
+
+    def ask(self) -> Any:
+        """Return `ask(requests) -> answers`, journalled in the run's folder."""
+        answers = find("largeforge.engine.answers.answers")
+        journal = find("largeforge.engine.journal.Journal")(self._run.folder / "answers.jsonl")
+        engine = self.engine()
+        return lambda requests: answers(engine, requests, in_flight=self.config.engine.in_flight, journal=journal, stop=lambda: self._run.stop_asked)
+
+
+def fingerprint(config: PrepareConfig, source: Any) -> dict[str, Any]:
+    """All that decides the artifact's bytes: half-done work of another one is not gone on with."""
+    return {
+        "sources": [[one.name, one.sha256] for one in source.sources()],
+        "data": config.data.model_dump(mode="json", exclude={"path"}),
+        "steps": [[name, getattr(config.step, name).model_dump(mode="json")] for name in config.steps],
+        "seed": config.seed,
+        "shard_rows": config.shard_rows,
+        "check": config.check.model_dump(mode="json"),
+    }
+
+
+def tell(run: Run, outcome: Any, artifact: Artifact) -> dict[str, float]:
+    """Show and record what each step did; return the numbers."""
+    run.progress.table("Steps", COLUMNS, step_rows(outcome))
+    dropped = {f"dropped_{tally.name}": float(tally.num_dropped) for tally in outcome.tallies}
+    splits = {f"rows_{split}": float(count) for split, count in find("largeforge.data.shards.open_data")(artifact.folder).splits.items()}
+    counts: dict[str, float] = {"rows_in": float(outcome.rows_in), "rows_bad": float(outcome.rows_bad), "rows_kept": sum(splits.values()), **splits, **dropped}
+    for tally in outcome.tallies:
+        if tally.name in ("exact_duplicates", "near_duplicates", "semantic_duplicates"):
+            counts[f"duplicates_{tally.name.partition('_')[0]}"] = float(tally.num_dropped)
+    run.measure(**counts)
+    return counts
+
+
+COLUMNS = ("step", "rows seen", "left out", "changed", "why")
+
+
+def step_rows(outcome: Any) -> list[tuple[Any, ...]]:
+    """One line a step; reading is the first."""
+    read = ("read", outcome.rows_in, outcome.rows_bad, 0, f"bad_row {outcome.rows_bad:,}" if outcome.rows_bad else "")
+    return [
+        read,
+        *((t.name, t.seen, t.num_dropped, t.changed, ", ".join(f"{why} {count:,}" for why, count in sorted(t.dropped.items()))) for t in outcome.tallies),
+    ]
+
+
+def tables(outcome: Any, run: Run) -> list[Section]:
+    """What report.md begins with."""
+    return [
+        Section("Steps", COLUMNS, step_rows(outcome)),
+        Section("Numbers", ("name", "value"), [(name, f"{value:g}") for name, value in sorted(run.metrics.items())]),
+    ]
+
+
+def farewell(run: Run, artifact: Artifact, findings: Any) -> None:
+    """Say where things are and what to do next."""
+    shown = [(one.severity, one.check, one.message, one.count) for one in findings]
+    if shown:
+        run.progress.table("Findings", ("severity", "check", "what", "rows"), shown)
+    else:
+        run.progress.say("checks: nothing found")
+    run.progress.say(f"\nartifact: {artifact.folder} ({artifact.kind} {artifact.id[:12]})")
+    run.progress.say(f"report:   {run.folder / 'report.md'}")
+    run.progress.say(f"look:     python -m largeforge task=inspect data={artifact.folder}")
+    run.progress.say(f"train:    python -m largeforge task=sft model=smollm2 data={artifact.folder}")
