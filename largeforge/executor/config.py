@@ -15,3 +15,10 @@ class LocalConfig(ExecutorConfig):
     """Processes of this machine."""
 
     num_workers: NonNegativeInt = Field(description="Processes; 0 is one a core.")
+
+
+class RayConfig(ExecutorConfig):
+    """A Ray cluster, through Ray Data."""
+
+    address: str | None = Field(description="Of the cluster (auto, or host:port); null starts one on this machine. Its machines must see the run's folder.")
+    num_workers: NonNegativeInt = Field(description="Actors at once; 0 is one a CPU of the cluster.")
