@@ -2,8 +2,8 @@
 
 Knows neither rows nor files: `clusters.py` keeps what is made here, `online.py` holds it in memory. Every hash is the same on every machine.
 
-A shingle is n words in a row, lower case, without punctuation; Chinese and Japanese characters count as words. A text of fewer than n words is one shingle of all
-its words, so that it is near only to texts of the same words; a text without words has none, and is near to nothing.
+A shingle is n words in a row, lower case, without punctuation; Chinese and Japanese characters count as words. A text of fewer than n words is one
+shingle of all its words, so that it is near only to texts of the same words; a text without words has none, and is near to nothing.
 """
 
 from __future__ import annotations
