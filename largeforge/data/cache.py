@@ -27,7 +27,21 @@ ROWS_PER_BATCH = 1024
 # The source that turns rows into tokens: a change in any of it makes other entries.
 CODE = tuple(
     Path(__file__).with_name(name)
-    for name in ("cache.py", "chat.py", "files.py", "formats.py", "hub.py", "lint.py", "mask.py", "module.py", "rows.py", "tokens.py")
+    for name in (
+        "cache.py",
+        "chat.py",
+        "files.py",
+        "formats.py",
+        "hub.py",
+        "lint.py",
+        "mask.py",
+        "mix.py",
+        "module.py",
+        "prepared.py",
+        "rows.py",
+        "sources.py",
+        "tokens.py",
+    )
 )
 
 

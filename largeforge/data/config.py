@@ -6,31 +6,58 @@ from typing import Literal
 
 from pydantic import Field
 
-from largeforge.config.typed import Bool, Fraction, NonNegativeInt, PartConfig, PositiveInt
+from largeforge.config.typed import Bool, Fraction, NonNegativeInt, PartConfig, PositiveFloat, PositiveInt, Typed
 
 
 class DataConfig(PartConfig):
     """Where rows come from."""
 
 
-class TrainingDataConfig(DataConfig):
+class TokensConfig(DataConfig):
     """What all rows that are trained on have in common."""
 
     max_length: PositiveInt = Field(description="Longest row in tokens; also the width of a packed row.")
     packing: Literal["auto"] | Bool = Field(description="Put several rows into one: true, false, or auto, which compares how full both ways would be.")
-    validation: str | Fraction = Field(description="Validation rows: a path, or the share of the rows to set aside (0 is none).")
     num_workers: NonNegativeInt = Field(description="Processes that make batches ahead; 0 makes them in the main process.")
 
 
-class ChatConfig(TrainingDataConfig):
-    """Rows of chat from files or a Hub data set."""
+class TrainingDataConfig(TokensConfig):
+    """Rows to train on, some of which may be set aside."""
 
-    path: str | list[str] = Field(description="File, glob, list of both, or a Hub data set (org/name).")
-    format: Literal["auto", "messages", "sharegpt", "alpaca", "prompt_completion"] = Field(description="How a row says who spoke; auto looks at its fields.")
+    validation: str | Fraction = Field(description="Validation rows: a path, or the share of the rows to set aside (0 is none).")
+
+
+class MixConfig(Typed):
+    """How several sources become one stream."""
+
+    weights: Literal["rows"] | list[PositiveFloat] | None = Field(
+        description="Share of each path, in order; rows takes their sizes; null reads one path after another."
+    )
+    temperature: PositiveFloat = Field(description="Weights are raised to 1/temperature: above 1 evens the shares out.")
+    caps: list[PositiveInt | None] | None = Field(description="Most rows of each path, in order, null for all of one; null has no caps.")
+    exhausted: Literal["stop", "skip", "repeat"] = Field(
+        description="When a path has no more rows: stop ends the mix, skip goes on with the others, repeat begins it again until all were read."
+    )
+    seed: NonNegativeInt = Field(description="Seed of the draws.")
+
+
+class SourceConfig(DataConfig):
+    """Where raw rows are read from."""
+
+    path: str | list[str] = Field(description="File, folder, glob, URL (s3://...), list of these, or a Hub data set (org/name).")
     split: str = Field(description="Split of a Hub data set.")
+    subset: str | None = Field(description="Subset of a Hub data set that has several; null is its only one.")
     revision: str | None = Field(description="Revision of a Hub data set; null is the newest.")
+    streaming: Bool = Field(description="Read a Hub data set as it comes, without keeping it on disk.")
     on_bad_row: Literal["error", "skip"] = Field(description="error tells every bad row and stops; skip counts and lists them.")
     limit: PositiveInt | None = Field(description="Use at most so many rows; null is all.")
+    mix: MixConfig = Field(description="How several paths become one stream.")
+
+
+class ChatConfig(TrainingDataConfig, SourceConfig):
+    """Rows of chat from files or a Hub data set."""
+
+    format: Literal["auto", "messages", "sharegpt", "alpaca", "prompt_completion"] = Field(description="How a row says who spoke; auto looks at its fields.")
 
 
 class DemoConfig(TrainingDataConfig):
@@ -41,24 +68,24 @@ class DemoConfig(TrainingDataConfig):
     seed: NonNegativeInt = Field(description="Seed of the rows; the same seed gives the same rows on every machine.")
 
 
-class RowsConfig(DataConfig):
-    """Rows of any kind, as task=prepare reads them."""
+class RowsConfig(SourceConfig):
+    """Rows of any kind, as task=prepare reads them; a path may be a data artifact too."""
 
-    path: str | list[str] = Field(description="File, folder, glob, artifact, URL, list of these, or a Hub data set (org/name).")
     format: Literal["auto", "messages", "sharegpt", "alpaca", "prompt_completion", "preference", "text"] = Field(
         description="How a row says what it says; auto looks at its fields."
     )
-    split: str = Field(description="Split of a Hub data set.")
-    revision: str | None = Field(description="Revision of a Hub data set; null is the newest.")
-    on_bad_row: Literal["error", "skip"] = Field(description="error tells every bad row and stops; skip counts and lists them.")
-    limit: PositiveInt | None = Field(description="Use at most so many rows; null is all.")
 
 
-class ArtifactConfig(DataConfig):
+class PreferenceConfig(SourceConfig):
+    """Rows of two answers to one prompt, of which one is preferred."""
+
+
+class TextConfig(SourceConfig):
+    """Rows of plain text."""
+
+
+class ArtifactConfig(TokensConfig):
     """A data artifact, to train on or to look at."""
 
     path: str = Field(description="The artifact's folder, or its URL.")
     split: str = Field(description="The split to train on; the artifact's validation rows validate, its test rows are held out.")
-    max_length: PositiveInt = Field(description="Longest row in tokens; also the width of a packed row.")
-    packing: Literal["auto"] | Bool = Field(description="Put several rows into one: true, false, or auto, which compares how full both ways would be.")
-    num_workers: NonNegativeInt = Field(description="Processes that make batches ahead; 0 makes them in the main process.")

@@ -81,7 +81,7 @@ def locate(path: str, *, key: str = "data.path") -> list[Path]:
     if here.is_file():
         return [_known(here)]
     if here.is_dir():
-        files = sorted(file for file in here.iterdir() if file.is_file() and file.suffix.lower() in SUFFIXES and not _is_bookkeeping(file))
+        files = sorted(file for file in here.iterdir() if is_data(file))
         if not files:
             raise InputError(f"{key} = {path} is a folder with no data file in it (looked for: {', '.join(SUFFIXES)}).", next_step=f"{key}=FILE")
         return files
@@ -91,6 +91,13 @@ def locate(path: str, *, key: str = "data.path") -> list[Path]:
             raise InputError(f"{key} = {path} matches no file.", next_step=f"ls {here.parent}")
         return [_known(file) for file in files]
     raise _absent(path, here, key)
+
+
+def is_data(file: Path) -> bool:
+    """Whether it is a file of rows by its name, and not what `datasets` and LargeForge leave beside rows."""
+    beside = ("state.json", "dataset_info.json", "dataset_dict.json", "manifest.json", "proof.json")
+    known = file.suffix.lower() in SUFFIXES and file.name not in beside and not file.name.startswith((".", "cache-"))
+    return known and file.is_file()
 
 
 def records(source: Path | Slice) -> Iterator[Record | BadRow]:
@@ -420,8 +427,3 @@ def _json_fault(fault: Exception, text: str) -> str:
     if isinstance(fault, json.JSONDecodeError):
         return f"{fault.msg} at column {fault.colno} ({text[max(0, fault.pos - 12) : fault.pos + 12].strip()!r})"
     return str(fault)
-
-
-def _is_bookkeeping(file: Path) -> bool:
-    """Files that `datasets` and LargeForge leave beside the rows."""
-    return file.name in ("state.json", "dataset_info.json", "dataset_dict.json", "manifest.json", "proof.json") or file.name.startswith((".", "cache-"))

@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 
     from largeforge.chat import Example
     from largeforge.contract import Progress
-    from largeforge.data.config import DataConfig
+    from largeforge.data.config import TokensConfig
 
 
 class RowsModule:
@@ -59,7 +59,7 @@ class RowsModule:
 
     def __init__(
         self,
-        config: DataConfig,
+        config: TokensConfig,
         *,
         tokenizer: PreTrainedTokenizerBase | None = None,
         template: str | None = None,
@@ -119,7 +119,7 @@ class RowsModule:
         key = cache_key(
             {
                 "rows": self.fingerprint(),
-                "validation": str(self.config.validation),
+                "validation": str(self._share),
                 "skip": self.skips_bad_rows,
                 "tokenizer": tokenizer_hash(self.tokenizer),
                 "template": chat.template,
@@ -252,7 +252,8 @@ class RowsModule:
 
     @property
     def _share(self) -> float:
-        return 0.0 if isinstance(self.config.validation, str) else self.config.validation
+        share = getattr(self.config, "validation", 0.0)  # an artifact has a split for it
+        return 0.0 if isinstance(share, str) else float(share)
 
     @property
     def _pad_id(self) -> int:

@@ -74,6 +74,9 @@ def make_tokenizer(template: str = CHATML, *, bos: str = "<|im_start|>", eos: st
     return tokenizer
 
 
+MIX = {"weights": None, "temperature": 1.0, "caps": None, "exhausted": "stop", "seed": 0}
+
+
 def make_config(path: Any, **changes: Any) -> ChatConfig:
     """`data=chat` as its YAML would give it, for one path."""
     values: dict[str, Any] = {
@@ -81,7 +84,10 @@ def make_config(path: Any, **changes: Any) -> ChatConfig:
         "path": [str(p) for p in path] if isinstance(path, list) else str(path),
         "format": "auto",
         "split": "train",
+        "subset": None,
         "revision": None,
+        "streaming": False,
+        "mix": MIX,
         "on_bad_row": "error",
         "limit": None,
         "max_length": 256,
