@@ -13,15 +13,16 @@ from __future__ import annotations
 
 import hashlib
 import json
+import pickle
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from largeforge.artifact import write_atomically
 from largeforge.data.rows import BadRow, BadRows
-from largeforge.data.shard_work import BAD, COUNTS, SURVEY, ShardTask, StepPlan, Tally, read_shard, whole, work, write_json, write_row
+from largeforge.data.shard_work import BAD, CHECKS, COUNTS, SURVEY, ShardTask, StepPlan, Tally, read_shard, whole, work, write_json, write_row
 from largeforge.data.step.base import Step, Survey, WholeStep
 from largeforge.errors import InputError
 
@@ -223,6 +224,12 @@ class Outcome:
     def lines(self, name: str) -> list[Path]:
         """Every shard's file of that name (DROPPED or BAD), in the order of segments and shards."""
         return [path for segment in self.segments for path in sorted((self.work / segment).glob(f"*/{name}"))]
+
+    def looks(self) -> Iterator[Any]:
+        """What the checks saw in each shard, in the order of shards."""
+        for folder in self.folders:
+            if (folder / CHECKS).is_file():
+                yield pickle.loads((folder / CHECKS).read_bytes())
 
 
 @dataclass(frozen=True)

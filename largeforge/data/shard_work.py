@@ -191,6 +191,10 @@ class _Shard:
     def _counted(self, name: str, rows: Iterable[Row], step: Callable[[Iterable[Row]], Iterable[Row | Dropped]]) -> Iterator[Row]:
         tally = Tally(name)
         self.tallies.append(tally)
+        return self._counting(tally, rows, step)
+
+    def _counting(self, tally: Tally, rows: Iterable[Row], step: Callable[[Iterable[Row]], Iterable[Row | Dropped]]) -> Iterator[Row]:
+        name = tally.name
 
         def seen() -> Iterator[Row]:
             for row in rows:
@@ -249,9 +253,8 @@ class _Shard:
         passing = written()
         try:
             if self.task.checks is not None:
-                checks = build(self.task.checks)
-                checks.look(passing)
-                (self.folder / CHECKS).write_bytes(pickle.dumps(checks))
+                looked = build(self.task.checks).fresh().look(passing)
+                (self.folder / CHECKS).write_bytes(pickle.dumps(looked))
             for _ in passing:
                 pass
         finally:

@@ -94,7 +94,7 @@ class DataFolder:
     @property
     def splits(self) -> dict[str, int]:
         """Rows of every split."""
-        return {name: int(facts["num_rows"]) for name, facts in self.summary["splits"].items()}
+        return {name: int(self.summary["splits"][name]["num_rows"]) for name in SPLITS if name in self.summary["splits"]}
 
     def files(self, split: str) -> list[Path]:
         """The files of a split, in order. Raises InputError for one that it does not have."""

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from typing import Any
 
-from largeforge.artifact import Artifact, write_atomically
+from largeforge.artifact import PROOF, Artifact, write_atomically
 from largeforge.build import build, find
 from largeforge.config.lock import write_lock
 from largeforge.contract import Engine, Executor, LoadedModel, Progress, Quant, Storage
@@ -57,14 +58,19 @@ class Prepare:
         write_lock(run.folder / "recipe.lock.yaml", run.composed, sources=sources, template="", facts=counts)
 
         # ---- check ----
-        checks = find("largeforge.data.check.gathered.gathered")(config.check, outcome.folders)
+        checks: Any = build(config.check, seed=config.seed, folder=work / "check", progress=run.progress)
+        for looked in outcome.looks():
+            checks.merge(looked)
         findings = checks.findings()
-        sections = [*tables(outcome, run), *checks.sections(run.folder)]
-        write_report(run.folder, title=f"prepare: {config.name or ', '.join(source.name for source in sources)}", sections=sections)
-        write_atomically(artifact.folder / "proof.json", checks.proof() + "\n")
+        run.measure(**checks.metrics())
+        sections = [*tables(outcome, run), *found(findings), *checks.sections(run.folder)]
+        checks.close()
+        write_report(run.folder, title=f"prepare: {config.name or ', '.join(one.name for one in sources)}", sections=sections)
+        proof = {"findings": [one.as_dict() for one in findings], "metrics": run.metrics}
+        write_atomically(artifact.folder / PROOF, json.dumps(proof, indent=2, sort_keys=True) + "\n")
         shutil.rmtree(work)
         farewell(run, artifact, findings)
-        failure = checks.verdict(findings)
+        failure = checks.verdict(findings, report=run.folder / "report.md")
         if failure is not None:
             raise failure
         return artifact
@@ -151,11 +157,17 @@ def tables(outcome: Any, run: Run) -> list[Section]:
     ]
 
 
+def found(findings: Any) -> list[Section]:
+    """What the checks found, with where, and what to do about it."""
+    rows = [(one.severity, one.check, one.message, one.count, "; ".join(one.examples), one.mend) for one in findings]
+    return [Section("Findings", ("severity", "check", "what", "rows", "for example", "what to do"), rows, "" if rows else "Nothing was found.")]
+
+
 def farewell(run: Run, artifact: Artifact, findings: Any) -> None:
-    """Say where things are and what to do next."""
-    shown = [(one.severity, one.check, one.message, one.count) for one in findings]
+    """Say what was found, where things are and what to do next."""
+    shown = [(one.severity, one.check, one.message, one.count, one.mend) for one in findings]
     if shown:
-        run.progress.table("Findings", ("severity", "check", "what", "rows"), shown)
+        run.progress.table("Findings", ("severity", "check", "what", "rows", "what to do"), shown)
     else:
         run.progress.say("checks: nothing found")
     run.progress.say(f"\nartifact: {artifact.folder} ({artifact.kind} {artifact.id[:12]})")
