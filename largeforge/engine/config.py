@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, SecretStr
 
 from largeforge.config.typed import NonNegativeFloat, NonNegativeInt, PartConfig, PositiveFloat, PositiveInt, Typed, real_number
 
@@ -37,4 +37,20 @@ class EchoConfig(EngineConfig):
     """Says what was asked: for tests and dry runs."""
 
     in_flight: PositiveInt = Field(description="Requests that are asked at once at most.")
+    budget: BudgetConfig = Field(description="What may be spent.")
+
+
+class RemoteConfig(EngineConfig):
+    """Any server that speaks OpenAI's chat completions."""
+
+    url: str = Field(min_length=1, description="Where it stands: https://api.example.com/v1, http://localhost:8000.")
+    model: str | None = Field(description="The model's name there; null is the first that the server lists.")
+    api_key: SecretStr | None = Field(description="The key, better given as LARGEFORGE_ENGINE__API_KEY than typed; null is none.")
+    in_flight: PositiveInt = Field(description="Requests that are asked at once at most.")
+    requests_per_minute: PositiveInt | None = Field(description="Requests of a minute at most, retries included, evenly spaced; null is no limit.")
+    tokens_per_minute: PositiveInt | None = Field(description="Tokens of prompts and answers of a minute at most; null is no limit.")
+    retries: NonNegativeInt = Field(
+        description="Further tries where nobody answers, where it is busy (429) or at fault (5xx); waits double, Retry-After is honoured."
+    )
+    timeout_s: PositiveFloat = Field(description="Seconds to wait for an answer; of a stream, for its next piece.")
     budget: BudgetConfig = Field(description="What may be spent.")

@@ -134,9 +134,14 @@ class Journal:
         line = (json.dumps(found, ensure_ascii=True) + "\n").encode()
         with self._lock:
             start, left = self._end, line
-            while left:
-                left = left[os.pwrite(self._file, left, self._end) :]
-                self._end = start + len(line) - len(left)
+            try:
+                while left:
+                    left = left[os.pwrite(self._file, left, start + len(line) - len(left)) :]
+            except OSError as fault:
+                raise InputError(
+                    f"{self.path} could not be written: {fault.strerror}.", next_step="make room there, then the same command with resume=auto"
+                ) from fault
+            self._end = start + len(line)
             if found is not HEAD:
                 self._note(found, start, len(line))
 
