@@ -47,6 +47,7 @@ class Run:
         self.progress = progress
         self.metrics: dict[str, float] = {}
         self.signal_number = 0
+        self.outcome = "done"  # the status of result.json where the story ends well; "incomplete" where it left less than was asked for
         self.result_artifact: Artifact | None = None
 
     @property
@@ -106,7 +107,7 @@ def execute(composed: Composed) -> int:
             log.info("start %s in %s", composed.task, run.folder, extra={"overrides": list(composed.overrides)})
             story.run(run)
             log.info("done in %.1f s", time.monotonic() - start)
-        status, code = "done", EXIT_DONE
+        status, code = run.outcome, EXIT_DONE
     except LargeForgeError as error:
         status, code = ("interrupted" if isinstance(error, Interrupted) else "failed"), error.exit_code
         progress.say(f"\n{error}")

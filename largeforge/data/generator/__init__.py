@@ -1,1 +1,1 @@
-"""Generators of `task=generate`: each makes rows, from templates or with a teacher."""
+"""Generators: what makes rows from templates or with a teacher."""

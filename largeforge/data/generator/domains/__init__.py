@@ -1,0 +1,1 @@
+"""Prompt sets (domains) that ship with LargeForge: one YAML each."""

@@ -1,0 +1,1 @@
+"""Template sets that ship with LargeForge: one YAML each."""
