@@ -14,6 +14,7 @@ from pydantic import SecretStr, ValidationError
 from largeforge.config.combinations import File, problems_of
 from largeforge.config.fields import Key, RefusedTarget, config_class, group_of, is_secret, keys_of, members, part_class, typed_member
 from largeforge.config.finding import Finding, show
+from largeforge.config.gather import PATH_CHOICE
 from largeforge.config.masking import MASK, hide, plain
 from largeforge.config.nearest import nearest, nearest_key
 from largeforge.config.typed import PartConfig, Typed
@@ -80,7 +81,9 @@ class _Check:
         self.findings = [finding for finding in self.findings if finding.value != "???" or finding.key not in meant]
         stood_in = set(self.parts) - self.unsound  # an unknown choice is told; its nearest is checked like any other
         bad = ({finding.key for finding in self.findings} - stood_in) | self.unsound
-        self.findings.extend(problems_of(values, bad=bad, origin=self.it.origin, setter=self.it.setter, files=File() if self.files else None))
+        self.findings.extend(
+            problems_of(values, bad=bad, origin=self.it.origin, setter=self.it.setter, files=File() if self.files else None, users=self.it.users_keys)
+        )
         if self.findings or not isinstance(config, RootConfig):
             return None, {}, self.findings
         return config, self._plain_masked(config), []
@@ -133,12 +136,35 @@ class _Check:
                 found = config_class(node["_target_"], base=base, package=group_of(base), trust=self.trust)
             except RefusedTarget as refusal:
                 place = f"{path}._target_"
-                self.findings.append(Finding(place, node["_target_"], str(refusal), self.it.origin(place), "", self._word(place)))
+                told = self._of_another_task(path, base, node["_target_"])
+                self.findings.append(told or Finding(place, node["_target_"], str(refusal), self.it.origin(place), "", self._word(place)))
                 self.unsound.add(path)
                 continue
             assert issubclass(found, PartConfig)
             self.parts[path] = found
             self._find_parts(found, node, f"{path}.")
+
+    def _of_another_task(self, path: str, base: type[PartConfig], target: Any) -> Finding | None:
+        """What to say about a choice that ships with LargeForge, but that this task has no use for: data=text with task=sft."""
+        folder = group_of(base).removeprefix("largeforge.").replace(".", "/")
+        targets = {choice: target_of(self.it.library.file_of(f"{folder}/{choice}")) for choice in self.it.library.choices(folder)}
+        choice = self.it.choices.get(path)
+        if choice is None or targets.get(choice) != target:
+            return None
+        useful = []
+        sound = False
+        for other, its_target in targets.items():
+            try:
+                cls = config_class(its_target, base=PartConfig, package=group_of(base), trust=self.trust)
+            except RefusedTarget:
+                continue
+            sound = sound or other == choice
+            useful += [other] if issubclass(cls, base) else []
+        if not sound or not useful or choice in useful:
+            return None
+        task = self.it.choices.get("task")
+        setter = next((one for one in (self.it.setter(f"{path}._target_"), self.it.setter(path)) if one and one.word), None)
+        return Finding(path, choice, f"task={task} takes one of: {', '.join(useful)}", self.it.origin(f"{path}._target_"), "", setter.word if setter else "")
 
     # ---- values ----
 
@@ -343,9 +369,10 @@ class _Check:
         """Return (group, choice) where another choice of the same group has this key."""
         for group in self.parts:
             if path.startswith(f"{group}."):
-                for choice, names in self._choices_of(group).items():
-                    if path[len(group) + 1 :] in names:
-                        return group, choice
+                having = [choice for choice, names in self._choices_of(group).items() if path[len(group) + 1 :] in names]
+                usual = PATH_CHOICE.get(group)  # what a bare path means, where several choices have one
+                if having:
+                    return group, usual if usual in having else having[0]
         return None
 
     def _choices_of(self, group: str) -> dict[str, list[str]]:

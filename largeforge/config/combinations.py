@@ -6,7 +6,7 @@ Each rule reads plain values and speaks only where all of its values are there a
 from __future__ import annotations
 
 import glob
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -62,6 +62,8 @@ class File:
         """Return what is wrong with a path that is surely local, None where it is there or may be a Hub id."""
         if path.startswith("<"):
             return None  # the placeholder of a command to try
+        if "://" in path:
+            return None  # a storage's to find
         if any(letter in path for letter in "*?["):
             return None if glob.glob(str(expanded(path)), recursive=True) else "no file matches"
         place = expanded(path)
@@ -80,7 +82,13 @@ class File:
 
 
 def problems_of(
-    values: dict[str, Any], *, bad: set[str], origin: Callable[[str], str], setter: Callable[[str], Setter | None], files: File | None
+    values: dict[str, Any],
+    *,
+    bad: set[str],
+    origin: Callable[[str], str],
+    setter: Callable[[str], Setter | None],
+    files: File | None,
+    users: Callable[[], Iterable[str]] = tuple,
 ) -> Iterator[Finding]:
     """Yield what makes no sense together.
 
@@ -90,8 +98,10 @@ def problems_of(
         origin: dotted path -> who set it.
         setter: dotted path -> its last setter.
         files: looks at the disk; None does not.
+        users: the keys and groups that the user set, not the YAML that LargeForge ships.
     """
     view = _View(values, bad)
+    yield from _idle(view, users(), origin, setter)
     for rule in RULES:
         try:
             found = rule(view)
@@ -172,7 +182,39 @@ def _device(view: _View) -> tuple[str, str, str] | None:
     return None
 
 
+def _steps(view: _View) -> tuple[str, str, str] | None:
+    names, known = view["steps"], list(view["step"])
+    for name in names:
+        if name not in known:
+            near = nearest(name, known)
+            return "steps", f"{name} is no step; {f'nearest: {near}' if near else 'there are: ' + ', '.join(known)}", _list("steps", names, name, near)
+        if names.count(name) > 1:
+            return "steps", f"{name} stands there twice", _list("steps", list(dict.fromkeys(names)))
+    return None
+
+
+def _split_shares(view: _View) -> tuple[str, str, str] | None:
+    if "split" in view["steps"] and view["step.split.validation"] + view["step.split.test"] >= 1:
+        return "step.split.validation", f"with step.split.test={view['step.split.test']:g} nothing is left to train on", "step.split.validation=0.05"
+    return None
+
+
+def _against(view: _View) -> tuple[str, str, str] | None:
+    if "decontaminate" in view["steps"] and not view["step.decontaminate.against"]:
+        return "step.decontaminate.against", "the step decontaminate needs test sets", "step.decontaminate.against=[<a file>]"
+    return None
+
+
+def _list(key: str, names: list[str], wrong: str = "", right: str | None = None) -> str:
+    if wrong and right is None:
+        return ""
+    return f"{key}=[{','.join(str(right) if name == wrong else name for name in names)}]"
+
+
 RULES: tuple[Rule, ...] = (
+    _steps,
+    _split_shares,
+    _against,
     _micro_batch,
     _batch_over_devices,
     _keep_best,
@@ -183,6 +225,42 @@ RULES: tuple[Rule, ...] = (
     _heads,
     _device,
 )
+
+
+TRAINING_KEYS = ("data.max_length", "data.packing", "data.num_workers")
+TEACHER = ("teacher", "quant", "engine")
+
+
+def _idle(view: _View, users: Iterable[str], origin: Callable[[str], str], setter: Callable[[str], Setter | None]) -> Iterator[Finding]:
+    """Settings of the user's that this run would not look at: refused, rather than ignored in silence."""
+    for key in users:
+        found = _why_idle(view, key)
+        if found is not None:
+            why, mend = found
+            value = view[key] if view.has(key) else ""
+            last = setter(key)
+            yield Finding(key, value, why, origin(key), mend, last.word if last else "")
+
+
+def _why_idle(view: _View, key: str) -> tuple[str, str] | None:
+    """Say why a key is not looked at, and the mend; None where it is."""
+    head = key.partition(".")[0].partition("@")[0]
+    try:
+        task = str(view["task._target_"]).rpartition(".")[2]
+        if task == "Prepare":
+            steps = list(view["steps"])
+            if key.startswith("step.") and (name := key.split(".")[1]) not in steps:
+                return f"the step {name} does not run; steps has: {', '.join(steps)}", f"steps=[{','.join([*steps, name])}]"
+            asks = "augment" in steps or ("order" in steps and view["step.order.by"] == "loss")
+            if head in TEACHER and not asks:
+                return f"no step asks a teacher; augment does, and order with by=loss; steps has: {', '.join(steps)}", ""
+        if task == "Generate" and head in TEACHER and str(view["generator._target_"]).endswith(".Template"):
+            return "templates ask no teacher; generator=instruct, self_instruct and preference do", "generator=instruct"
+        if task in ("Inspect", "Push") and key in TRAINING_KEYS:
+            return "this is for training; nothing is trained here", ""
+    except _NotThere:
+        return None
+    return None
 
 
 def _files(view: _View, files: File, origin: Callable[[str], str], setter: Callable[[str], Setter | None]) -> Iterator[Finding]:

@@ -61,6 +61,20 @@ class Composition:
         setter = self.setter(path)
         return setter.origin if setter else COMMAND_LINE
 
+    def users_keys(self) -> list[str]:
+        """The keys that somebody set besides the shipped YAML of their own choice: on the command line, in the environment, in a recipe."""
+        shipped_of: dict[str, bool] = {}
+
+        def is_users(setter: Setter) -> bool:
+            if setter.word or setter.origin.startswith("LARGEFORGE_"):
+                return True
+            name = setter.origin.rpartition(":")[0]
+            if name not in shipped_of:
+                shipped_of[name] = name.startswith("conf/") or "/conf/" in name
+            return not shipped_of[name]
+
+        return [path for path, setters in self.setters.items() if setters and is_users(setters[-1])]
+
     def setter(self, path: str) -> Setter | None:
         while path:
             if self.setters.get(path):

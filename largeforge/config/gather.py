@@ -26,7 +26,7 @@ from largeforge.config.yaml_file import YamlFile, read_yaml
 PATH_CHOICE = {"model": "hf", "data": "chat"}
 """model=<path or org/name> means model=hf model.path=...; data=<path> means data=chat data.path=..., data=<artifact> data=artifact data.path=..."""
 ROWS_TASKS = ("prepare",)
-"""Tasks that read rows of any kind: there data=<path> means data=rows data.path=..."""
+"""Tasks that read rows of any kind: there data=<path>, an artifact's too, means data=rows data.path=..."""
 
 
 def gather(flags: Flags, *, multirun: bool = False) -> Composition:
@@ -133,10 +133,10 @@ class _Gathering:
             chosen[key] = name
 
     def _choice_of_path(self, group: str, path: str) -> str:
-        if group == "data" and stands(expanded(path) / "manifest.json"):
-            return "artifact"
         if group == "data" and any(word == f"task={task}" for task in ROWS_TASKS for word in self.it.flags.words):
             return "rows"
+        if group == "data" and stands(expanded(path) / "manifest.json"):
+            return "artifact"
         return PATH_CHOICE[group]
 
     # ---- files ----
