@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Sequence
-from functools import cached_property
+from functools import cached_property, lru_cache
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -78,3 +78,9 @@ class StaticEmbedding:
             values = weights.get_tensor("embedding.weight")
         table: np.ndarray = np.rint(values.astype(np.float64) * GRAIN).astype(np.int32)
         return table
+
+
+@lru_cache(maxsize=1)
+def static_embedding() -> StaticEmbedding:
+    """The embedding of this process: its table (33 MB) is read once."""
+    return StaticEmbedding()

@@ -17,7 +17,7 @@ from largeforge.data.rows import Dropped, Row
 from largeforge.data.step.base import Parallel, Survey, WholeStep
 from largeforge.data.step.clusters import batches
 from largeforge.data.step.config import SemanticDuplicatesConfig
-from largeforge.data.step.embedding import DIMENSIONS, StaticEmbedding
+from largeforge.data.step.embedding import DIMENSIONS, StaticEmbedding, static_embedding
 from largeforge.data.step.verdict import noting_origins, without_repeats, write_verdict
 from largeforge.errors import InputError
 
@@ -41,7 +41,7 @@ class SemanticDuplicates(WholeStep):
 
     def survey(self, rows: Iterable[Row], folder: Path) -> None:
         """Write each row's embedding (vectors.bin: int16) and origin."""
-        embedding = StaticEmbedding()
+        embedding = static_embedding()
         with (folder / "vectors.bin").open("wb") as vectors:
             for batch in batches(row.text() for row in noting_origins(rows, folder)):
                 vectors.write(embedding.embed(batch).tobytes())
@@ -61,7 +61,7 @@ class SemanticDuplicates(WholeStep):
         with vectors.open("wb") as stream:
             for one in surveys:
                 stream.write((one.folder / "vectors.bin").read_bytes())
-        blocks = [_Block(vectors, num_rows, first, min(first + TILE, num_rows), self.config.threshold) for first in range(0, num_rows, TILE)]
+        blocks = [_Block(vectors, num_rows, first, min(first + TILE, num_rows), self.config.threshold, TILE) for first in range(0, num_rows, TILE)]
         found = parallel(_neighbours, blocks[::-1])[::-1]  # the longest first, so that no worker ends late
         rows, kept, likeness = array("q"), array("q"), array("d")
         gone = np.zeros(num_rows, dtype=bool)
@@ -97,6 +97,7 @@ class _Block:
     first: int
     end: int
     threshold: float
+    tile: int
 
 
 def _neighbours(block: _Block) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -106,8 +107,8 @@ def _neighbours(block: _Block) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     mine = _read(block, block.first, block.end)
     have = np.zeros(len(mine), dtype=np.int64)
     found: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
-    for begin in range(0, block.first + 1, TILE):
-        theirs = mine if begin == block.first else _read(block, begin, begin + TILE)
+    for begin in range(0, block.first + 1, block.tile):
+        theirs = mine if begin == block.first else _read(block, begin, begin + block.tile)
         a, b, cosines = _near(mine, theirs, block.threshold)
         if begin == block.first:
             a, b, cosines = (values[b < a] for values in (a, b, cosines))
@@ -140,8 +141,8 @@ def _first_staying(block: _Block, row: int, gone: np.ndarray) -> tuple[int, floa
     import numpy as np
 
     mine = _read(block, row, row + 1)
-    for begin in range(0, row, TILE):
-        end = min(begin + TILE, row)
+    for begin in range(0, row, block.tile):
+        end = min(begin + block.tile, row)
         _, others, cosines = _near(mine, _read(block, begin, end), block.threshold)
         staying = np.flatnonzero(~gone[begin:end][others])
         if len(staying):
