@@ -14,7 +14,7 @@ class DataConfig(PartConfig):
 
 
 class TokensConfig(DataConfig):
-    """What all rows that are trained on have in common."""
+    """Rows of chat that become tokens: what every kind of them has."""
 
     max_length: PositiveInt = Field(description="Longest row in tokens; also the width of a packed row.")
     packing: Literal["auto"] | Bool = Field(description="Put several rows into one: true, false, or auto, which compares how full both ways would be.")
@@ -68,7 +68,11 @@ class DemoConfig(TrainingDataConfig):
     seed: NonNegativeInt = Field(description="Seed of the rows; the same seed gives the same rows on every machine.")
 
 
-class RowsConfig(SourceConfig):
+class RawConfig(SourceConfig):
+    """Raw rows, as task=prepare takes them."""
+
+
+class RowsConfig(RawConfig):
     """Rows of any kind, as task=prepare reads them; a path may be a data artifact too."""
 
     format: Literal["auto", "messages", "sharegpt", "alpaca", "prompt_completion", "preference", "text"] = Field(
@@ -76,11 +80,11 @@ class RowsConfig(SourceConfig):
     )
 
 
-class PreferenceConfig(SourceConfig):
+class PreferenceConfig(RawConfig):
     """Rows of two answers to one prompt, of which one is preferred."""
 
 
-class TextConfig(SourceConfig):
+class TextConfig(RawConfig):
     """Rows of plain text."""
 
 

@@ -21,7 +21,7 @@ from largeforge.data.rows import ChatRow
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from largeforge.contract import Progress
+    from largeforge.contract import Progress, Storage
 
 
 class Demo(RowsModule):
@@ -37,6 +37,7 @@ class Demo(RowsModule):
         template: str | None = None,
         train_on: Literal["answer", "all"] = "answer",
         progress: Progress | None = None,
+        storage: Storage | None = None,
     ) -> None:
         super().__init__(config, tokenizer=tokenizer, template=template, train_on=train_on, progress=progress)
 

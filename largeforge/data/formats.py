@@ -192,7 +192,7 @@ def _pair(record: Mapping[str, Any]) -> tuple[dict[str, Any], set[str]]:
 
 def _asked(record: Mapping[str, Any], name: str) -> list[Turn]:
     """The prompt of a pair."""
-    if _is_turns(record[name]):
+    if is_turns(record[name]):
         return _turns(record, name, role_key="role", text_key="content", roles={r: r for r in ROLES})
     return [(name, "user", _text(record, name))]
 
@@ -204,7 +204,7 @@ def _side(record: Mapping[str, Any], name: str) -> list[Turn]:
     value = record[name]
     if isinstance(value, dict):
         record, value = {name: [value]}, [value]
-    if not _is_turns(value):
+    if not is_turns(value):
         return [(name, "assistant", _text(record, name))]
     first = _opened(value)
     if first and isinstance(first[0], dict) and "from" in first[0]:
@@ -272,7 +272,7 @@ def _prompt_completion(record: Mapping[str, Any]) -> list[Turn]:
     if record.get("system"):
         turns.append(("system", "system", _text(record, "system")))
     for name, role in ((prompt, "user"), (completion, "assistant")):
-        if _is_turns(record[name]):
+        if is_turns(record[name]):
             turns.extend(_turns(record, name, role_key="role", text_key="content", roles={r: r for r in ROLES}))
         else:
             turns.append((name, role, _text(record, name)))
@@ -367,7 +367,7 @@ def _opened(value: Any) -> Any:
     return value
 
 
-def _is_turns(value: Any) -> bool:
+def is_turns(value: Any) -> bool:
     """A prompt or completion given as messages; text that merely looks like a list is text."""
     opened = _opened(value)
     return isinstance(value, list) or (

@@ -3,7 +3,7 @@
 Knows nothing about files or formats. A source plugs in by deriving from `RowsModule` and giving its rows:
 
     class Demo(RowsModule):
-        def __init__(self, config: DemoConfig, *, tokenizer=None, template=None, train_on="answer", progress=None) -> None:
+        def __init__(self, config: DemoConfig, *, tokenizer=None, template=None, train_on="answer", progress=None, storage=None) -> None:
             super().__init__(config, tokenizer=tokenizer, template=template, train_on=train_on, progress=progress)
 
         def rows(self) -> Iterator[ChatRow | BadRow]:       # streamed, the same ones in the same order at every call

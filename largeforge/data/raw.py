@@ -25,7 +25,7 @@ from largeforge.errors import InputError
 
 if TYPE_CHECKING:
     from largeforge.contract import Bar, Progress, Storage
-    from largeforge.data.config import SourceConfig
+    from largeforge.data.config import RawConfig
     from largeforge.data.shards import DataFolder
 
 LOOKED_AT = 1000  # records whose fields may tell a file's layout; where none does, each is asked by itself
@@ -62,7 +62,7 @@ class Rows:
     advice: ClassVar[str] = "data=chat data.path=FILE, or task=prepare and then data=artifact data.path=FOLDER"
     """What to do where a task would train on it."""
 
-    def __init__(self, config: SourceConfig, *, storage: Storage | None = None, progress: Progress | None = None, **others: Any) -> None:
+    def __init__(self, config: RawConfig, *, storage: Storage | None = None, progress: Progress | None = None, **others: Any) -> None:
         if "tokenizer" in others:
             name = type(self).__name__.lower()
             raise InputError(f"data={name} cannot be learnt from by this task, which learns from rows of chat.", next_step=self.advice)

@@ -132,9 +132,11 @@ class DataFolder:
         from largeforge.data.files import records
         from largeforge.data.formats import read_row
         from largeforge.data.rows import BadRow
+        from largeforge.data.writing import read_layout
 
+        layout, cells = read_layout(self.summary["layout"], self.kind), file.suffix == ".csv"
         for item in records(file):
-            row = item if isinstance(item, BadRow) else read_row(item.value, item.origin, None)
+            row = item if isinstance(item, BadRow) else read_row(item.value, item.origin, layout, empty_is_absent=cells)
             if isinstance(row, BadRow):
                 raise ArtifactError(f"{row}", next_step="take the artifact from where it was made again")
             yield row.content

@@ -13,7 +13,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
-from largeforge.data.formats import Layout
+from largeforge.data.formats import Layout, is_turns
 from largeforge.data.rows import Kind, Row, canonical, kind_of
 from largeforge.errors import InputError
 
@@ -131,7 +131,7 @@ def _alpaca(content: dict[str, Any], kind: Kind) -> dict[str, Any]:
 def _prompt_completion(content: dict[str, Any], kind: Kind) -> dict[str, Any]:
     turns = _turns(content, kind)
     exchange = _exchange(turns)
-    if exchange is not None:
+    if exchange is not None and not any(map(is_turns, exchange[1:])):  # text that looks like turns would be read as such
         system, question, answer = exchange
         return {**system, "prompt": question, "completion": answer}
     if turns[-1]["role"] != "assistant" or len(turns) < 2:
@@ -148,7 +148,7 @@ def _preference(content: dict[str, Any], kind: Kind) -> dict[str, Any]:
 def _preference_text(content: dict[str, Any], kind: Kind) -> dict[str, Any]:
     _preference(content, kind)
     sides = [_exchange([*content["prompt"], *content[name]]) for name in ("chosen", "rejected")]
-    if sides[0] is None or sides[1] is None:
+    if sides[0] is None or sides[1] is None or any(map(is_turns, (*sides[0][1:], sides[1][2]))):
         raise _Impossible("it holds one question and one answer to it on each side, and this pair has more turns (layout=preference holds them)")
     system, question, chosen = sides[0]
     return {**system, "prompt": question, "chosen": chosen, "rejected": sides[1][2]}
@@ -180,7 +180,7 @@ def _turns(content: dict[str, Any], kind: Kind) -> list[dict[str, str]]:
 
 
 def _exchange(turns: list[dict[str, str]]) -> tuple[dict[str, str], str, str] | None:
-    """(system, question, answer) of a conversation that is nothing else; None for any other, and for text that would be read as turns."""
+    """(system, question, answer) of a conversation that is nothing else; None for any other."""
     system = {"system": turns[0]["content"]} if turns and turns[0]["role"] == "system" else {}
     rest = turns[len(system) :]
     if [turn["role"] for turn in rest] != ["user", "assistant"]:

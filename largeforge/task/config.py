@@ -13,7 +13,7 @@ from largeforge.adapter.config import AdapterConfig
 from largeforge.benchmark.config import BenchmarkConfig
 from largeforge.config.typed import Bool, NonNegativeInt, PartConfig, PositiveInt, Typed
 from largeforge.data.check.config import CheckConfig
-from largeforge.data.config import ArtifactConfig, DataConfig, RowsConfig
+from largeforge.data.config import ArtifactConfig, RawConfig, TokensConfig
 from largeforge.data.generator.config import GeneratorConfig
 from largeforge.data.step.config import StepsConfig
 from largeforge.engine.config import EngineConfig
@@ -51,7 +51,7 @@ class TrainConfig(RootConfig):
     adapter: AdapterConfig = Field(description="Which parameters learn.")
     quant: QuantConfig = Field(description="How frozen weights are held.")
     method: MethodConfig = Field(description="What is learnt.")
-    data: DataConfig = Field(description="The rows.")
+    data: TokensConfig = Field(description="The rows.")
     storage: StorageConfig = Field(description="How s3://, gs:// and az:// paths are reached.")
     trainer: TrainerConfig = Field(description="How it runs.")
     tracker: TrackerConfig = Field(description="Where curves go.")
@@ -72,7 +72,7 @@ class ChatConfig(RootConfig):
 class PrepareConfig(RootConfig):
     """Read rows, clean them step by step, split and check them; leaves a data artifact."""
 
-    data: RowsConfig = Field(description="The raw rows.")
+    data: RawConfig = Field(description="The raw rows.")
     storage: StorageConfig = Field(description="How s3://, gs:// and az:// paths are reached.")
     steps: list[str] = Field(description="Which steps run, in this order.")
     step: StepsConfig = Field(description="The settings of each step.")

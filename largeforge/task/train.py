@@ -9,7 +9,7 @@ from largeforge.artifact import Artifact, write_atomically
 from largeforge.build import build, find
 from largeforge.chat import Example
 from largeforge.config.lock import write_lock
-from largeforge.contract import Adapter, Benchmark, DataModule, Engine, LoadedModel, Method, Progress, Quant, Score, Tracker, Trainer
+from largeforge.contract import Adapter, Benchmark, DataModule, Engine, LoadedModel, Method, Progress, Quant, Score, Storage, Tracker, Trainer
 from largeforge.report import Section, write_report
 from largeforge.run import Run
 from largeforge.task.config import TrainConfig
@@ -31,7 +31,9 @@ class Train:
         quant: Quant = build(config.quant)
         adapter: Adapter = build(config.adapter, seed=config.seed)
         model: LoadedModel = build(config.model, progress=run.progress).load(trainable=True, precision=trainer.precision, quant=quant, adapter=adapter)
-        data: DataModule = build(config.data, tokenizer=model.tokenizer, template=model.template, train_on=config.method.train_on, progress=run.progress)
+        storage: Storage = build(config.storage, progress=run.progress)
+        rows = {"template": model.template, "train_on": config.method.train_on, "progress": run.progress, "storage": storage}
+        data: DataModule = build(config.data, tokenizer=model.tokenizer, **rows)
         data.prepare()
         method: Method = build(config.method, model=model)
         engine: Engine = build(config.engine, model=model, progress=run.progress, device=trainer.device)
@@ -69,7 +71,9 @@ class Train:
         model: LoadedModel = build(config.model, progress=progress).outline(trainable=True, precision=trainer.precision, quant=quant, adapter=adapter)
         data: DataModule | None = None
         if model.tokenizer is not None:
-            data = build(config.data, tokenizer=model.tokenizer, template=model.template, train_on=config.method.train_on, progress=progress)
+            storage: Storage = build(config.storage, progress=progress)
+            rows = {"template": model.template, "train_on": config.method.train_on, "progress": progress, "storage": storage}
+            data = build(config.data, tokenizer=model.tokenizer, **rows)
             data.prepare()
         method: Method = build(config.method, model=model)
         plan = find("largeforge.plan.training.TrainingPlan")(config)
