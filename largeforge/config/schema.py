@@ -38,9 +38,12 @@ def recipe_schema(config_dirs: Sequence[str] = ()) -> dict[str, Any]:
             base = part_class(info)
             if base is None:
                 properties[name] = _merged(properties.get(name), _value(info, root, name))
-            elif name not in properties:
+            else:  # tasks may each take other choices of a group
                 group = group_of(base).removeprefix("largeforge.").replace(".", "/")
-                properties[name] = _part(library, group, base, info.description or "")
+                part = properties.setdefault(name, _part(library, group, base, info.description or ""))
+                for key, value in _part(library, group, base, "")["properties"].items():
+                    known = part["properties"].get(key)
+                    part["properties"][key] = value if known is None or "anyOf" not in known else _merged(known, value)
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "LargeForge recipe",
