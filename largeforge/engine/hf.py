@@ -1,31 +1,39 @@
-"""hf: transformers in this process, in padded batches; also in the middle of training, on the network that is being trained.
+"""hf: transformers in this process: requests that come as they like in continuous batches, lists of them in padded ones.
 
-Knows prompts and answers; where the model came from, and what an answer is for, is other parts' business.
+Answers in the middle of training too, on the network that is being trained. Knows prompts and answers; where the model came
+from, and what an answer is for, is other parts' business.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
-from typing import TYPE_CHECKING, Any
+import asyncio
+from collections.abc import AsyncGenerator, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, aclosing, contextmanager, nullcontext
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 
 from largeforge.chat import Answer, ChatRequest, Delta, Usage
+from largeforge.engine.answers import ShutOut
 from largeforge.engine.config import HFConfig
 from largeforge.engine.decoding import Decoding, Drawing
 from largeforge.engine.prompt import answer_ends, prompt_ids
-from largeforge.errors import InputError
+from largeforge.errors import EngineError, InputError
 
 if TYPE_CHECKING:
     from largeforge.contract import LoadedModel, Progress
+    from largeforge.engine.batching import ContinuousBatching
 
 CACHE_BYTES = 4 * 2**30  # keys and values of one batch at most
 WINDOW_BATCHES = 4  # requests are sorted by length within so many batches: answers still come while others are asked
 
 
 class HF:
-    """Answers requests in padded batches, greedy or sampled.
+    """Answers requests, greedy or sampled.
+
+    `generate` and `answer` are for many askers at once, whoever comes when: transformers' continuous batching. `answers` and
+    `stream` are for one asker who has the network for themselves: padded batches that depend on nothing but the requests, so that
+    a benchmark finds the same numbers each time; they leave no thread behind and change no mode of a network in training.
 
     Args:
         config: batch size, and how answers are drawn where nobody says.
@@ -34,16 +42,104 @@ class HF:
         device: "cpu" or "cuda", where the network is brought before it answers; None is the GPU where there is one.
     """
 
+    needs_model: ClassVar[bool] = True
+
     def __init__(self, config: HFConfig, *, model: LoadedModel, progress: Progress | None = None, device: str | None = None) -> None:
         if model.tokenizer is None:
             raise InputError("An engine needs a tokenizer, and this model came without one.")
         self.config = config
+        revision = model.source.revision or model.source.sha256
+        self.name = f"{model.source.name}@{revision[:12]}" if revision else model.source.name
+        self.in_flight = config.batch_size
         self.network = model.network
         self.device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         self.tokenizer = model.tokenizer
         self.template = model.template
         self.ends = answer_ends(model)
         self.context = int(getattr(self.network.config, "max_position_embeddings", 0)) or None
+
+        self._batching: ContinuousBatching | None = None
+        self._running = ExitStack()
+
+    # ---- many askers: continuous batches ----
+
+    async def generate(self, request: ChatRequest) -> AsyncGenerator[Delta, None]:
+        """Answer one request as it comes, beside all others that are asked; closing it frees its place in the batch.
+
+        Seed, temperature, top_p and top_k are the request's own. In fp32 the text is that of `answers`; in bf16 a tie may fall
+        otherwise, as it may between any two batches.
+
+        Raises:
+            EngineError: the prompt is too long, or the template refuses it ("refused").
+        """
+        prompt, drawing, batching = self._ask(request)
+        shown = ""
+        async with aclosing(batching.say(prompt, drawing, streaming=True)) as said:
+            async for tokens, reason in said:
+                text = self._text(tokens)
+                if reason is not None or not text.endswith("\ufffd"):  # a character whose bytes are not all there yet
+                    piece, shown = text[len(shown) :], text
+                    if piece:
+                        yield Delta(piece)
+                if reason is not None:
+                    yield Delta("", finish_reason="length" if reason == "length" else "stop", usage=Usage(len(prompt), len(tokens)))
+
+    async def answer(self, request: ChatRequest) -> Answer:
+        """Answer one request whole, beside all others that are asked. Raises what `generate` raises."""
+        prompt, drawing, batching = self._ask(request)
+        async with aclosing(batching.say(prompt, drawing, streaming=False)) as said:
+            tokens, reason = await said.__anext__()
+        return Answer(self._text(tokens), "length" if reason == "length" else "stop", Usage(len(prompt), len(tokens)))
+
+    async def close(self) -> None:
+        """Stop batching and give its memory back; whoever asks next starts it again."""
+        batching, self._batching = self._batching, None
+        if batching is not None:
+            await asyncio.to_thread(batching.stop)
+            self._running.close()
+
+    def _ask(self, request: ChatRequest) -> tuple[list[int], Drawing, ContinuousBatching]:
+        try:
+            prompt = self._prompt(request)
+        except InputError as fault:
+            raise EngineError(fault.message, reason="refused", next_step=fault.next_step) from fault
+        drawing = self._drawing(request, prompt)
+        batching = self._batched()
+        if len(prompt) + drawing.max_tokens > batching.capacity:
+            raise EngineError(
+                f"A prompt of {len(prompt):,} tokens and an answer of {drawing.max_tokens:,} are more than the {batching.capacity:,} there is room for.",
+                reason="refused",
+                next_step="a smaller engine.max_tokens",
+            )
+        return prompt, drawing, batching
+
+    def _batched(self) -> ContinuousBatching:
+        """The batch that runs, started where none does."""
+        if self._batching is None:
+            from largeforge.engine.batching import ContinuousBatching  # brings transformers' generation: imported when somebody asks
+
+            self._bring()
+            network: Any = self.network
+            base = network.get_base_model() if hasattr(network, "peft_config") else network
+            half = self._half()
+            with ExitStack() as stack:
+                stack.enter_context(evaluating(network))
+                try:
+                    self._batching = ContinuousBatching(
+                        base,
+                        in_flight=self.in_flight,
+                        context=self.context,
+                        cache_bytes=CACHE_BYTES,
+                        bytes_per_token=self._cache_bytes_per_token(),
+                        ends=self.ends,
+                        computing=lambda: torch.autocast(network.device.type, dtype=half) if half is not None else nullcontext(),
+                    )
+                except (ValueError, NotImplementedError, AttributeError) as fault:  # attention of a kind that transformers cannot page
+                    raise ShutOut(f"{self.name} cannot answer many requests at once: {fault}", reason="refused", next_step="another model") from fault
+                self._running = stack.pop_all()
+        return self._batching
+
+    # ---- one asker: padded batches ----
 
     def answers(self, requests: Sequence[ChatRequest]) -> Iterator[Answer]:
         """Answer in the order asked. Raises InputError, before any work, for a prompt that is longer than the context."""
@@ -108,11 +204,12 @@ class HF:
             for prompt, ids, reason in zip(prompts, decoding.answers, decoding.ended_by, strict=True)
         ]
 
-    def _prompt(self, request: ChatRequest, number: int) -> list[int]:
+    def _prompt(self, request: ChatRequest, number: int | None = None) -> list[int]:
         ids = prompt_ids(self.tokenizer, self.template, request)
         if self.context is not None and len(ids) >= self.context:
+            which = "This prompt" if number is None else f"Prompt {number + 1}"
             raise InputError(
-                f"Prompt {number + 1} has {len(ids):,} tokens; this model reads {self.context:,}, the answer included.",
+                f"{which} has {len(ids):,} tokens; this model reads {self.context:,}, the answer included.",
                 next_step="shorten the prompt or the conversation (/reset in task=chat), or choose a model with a longer context",
             )
         return ids
@@ -129,14 +226,19 @@ class HF:
         """No gradients; and where an fp32 adapter stands beside half-precision weights, half-precision arithmetic for both."""
         stack = ExitStack()
         stack.enter_context(torch.inference_mode())
-        dtypes = {parameter.dtype for parameter in self.network.parameters() if parameter.is_floating_point()}
-        half = dtypes & {torch.bfloat16, torch.float16}
-        if half and len(dtypes) > 1:
-            stack.enter_context(torch.autocast(self.network.device.type, dtype=half.pop()))
+        half = self._half()
+        if half is not None:
+            stack.enter_context(torch.autocast(self.network.device.type, dtype=half))
         if is_untrained(self.network):
             adapted: Any = self.network
             stack.enter_context(adapted.disable_adapter())
         return stack
+
+    def _half(self) -> torch.dtype | None:
+        """The half precision to compute in where fp32 parameters stand beside half-precision ones; None where all are of one kind."""
+        dtypes = {parameter.dtype for parameter in self.network.parameters() if parameter.is_floating_point()}
+        half = dtypes & {torch.bfloat16, torch.float16}
+        return half.pop() if half and len(dtypes) > 1 else None
 
 
 @contextmanager
