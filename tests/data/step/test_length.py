@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -66,7 +67,7 @@ def test_tokens_are_counted_by_a_named_tokenizer(tmp_path: Path) -> None:
         ({"max_tokens": 5, "tokenizer": "nowhere"}, "no tokenizer.json"),
     ],
 )
-def test_limits_that_cannot_be_met_are_refused(changes: dict[str, object], said: str) -> None:
+def test_limits_that_cannot_be_met_are_refused(changes: dict[str, Any], said: str) -> None:
     with pytest.raises(InputError, match=said):
         make("length", **changes)
 

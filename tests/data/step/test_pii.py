@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
+from typing import Any
 
 import pytest
 
@@ -173,7 +174,7 @@ def test_names_of_people_are_not_found(pii: Pii) -> None:
 
 
 @pytest.mark.parametrize(("changes", "said"), [({"entities": []}, "is empty"), ({"phone_regions": ["USA"]}, "'USA'")])
-def test_settings_that_find_nothing_are_refused(changes: dict[str, object], said: str) -> None:
+def test_settings_that_find_nothing_are_refused(changes: dict[str, Any], said: str) -> None:
     with pytest.raises(InputError, match=said):
         make("pii", **changes)
 
