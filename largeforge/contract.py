@@ -341,6 +341,9 @@ class Benchmark(Protocol):
 class Executor(Protocol):
     """Runs the same function over many tasks, elsewhere: in processes of this machine, or on a cluster."""
 
+    workers: dict[str, int]
+    """Tasks that each worker did, by a name of the worker's."""
+
     def map(self, function: Callable[[Task], Result], tasks: Sequence[Task], *, run: Run | None = None, title: str = "") -> Iterator[tuple[int, Result]]:
         """Yield (number of the task, its result) as tasks end, in any order; each task's number once.
 

@@ -21,4 +21,4 @@ class RayConfig(ExecutorConfig):
     """A Ray cluster, through Ray Data."""
 
     address: str | None = Field(description="Of the cluster (auto, or host:port); null starts one on this machine. Its machines must see the run's folder.")
-    num_workers: NonNegativeInt = Field(description="Actors at once; 0 is one a CPU of the cluster.")
+    num_workers: NonNegativeInt = Field(description="Tasks at once; 0 is one a CPU of the cluster.")

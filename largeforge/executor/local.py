@@ -30,6 +30,7 @@ class Local:
     def __init__(self, config: LocalConfig) -> None:
         self.config = config
         self.num_workers = config.num_workers or len(os.sched_getaffinity(0))
+        self.workers: dict[str, int] = {}
         self._pool: ProcessPoolExecutor | None = None
 
     def map(self, function: Callable[[Task], Result], tasks: Sequence[Task], *, run: Run | None = None, title: str = "") -> Iterator[tuple[int, Result]]:
@@ -73,16 +74,18 @@ class Local:
             # fresh interpreters: a fork would copy the threads' locks of whatever this process has loaded
             self._pool = ProcessPoolExecutor(self.num_workers, mp_context=multiprocessing.get_context("spawn"), initializer=_begin)
         waiting = list(reversed(left))
-        running: dict[Future[Result], int] = {}
+        running: dict[Future[tuple[int, Result]], int] = {}
         try:
             while waiting or running:
                 while waiting and len(running) < 2 * self.num_workers:
                     number = waiting.pop()
-                    running[self._pool.submit(function, tasks[number])] = number
+                    running[self._pool.submit(_done_by, function, tasks[number])] = number
                 _stop_where_asked(run)
                 done, _ = wait(running, timeout=POLL_S, return_when=FIRST_COMPLETED)
                 for future in done:
-                    yield running.pop(future), future.result()
+                    pid, result = future.result()
+                    self.workers[str(pid)] = self.workers.get(str(pid), 0) + 1
+                    yield running.pop(future), result
         finally:
             for future in running:
                 future.cancel()
@@ -91,14 +94,22 @@ class Local:
 class Here:
     """Runs tasks in this process, one after the other: for steps that hold a model or a connection."""
 
+    def __init__(self) -> None:
+        self.workers: dict[str, int] = {}
+
     def map(self, function: Callable[[Task], Result], tasks: Sequence[Task], *, run: Run | None = None, title: str = "") -> Iterator[tuple[int, Result]]:
         """Yield (number of the task, its result), in order."""
         for number, task in enumerate(tasks):
             _stop_where_asked(run)
+            self.workers[str(os.getpid())] = self.workers.get(str(os.getpid()), 0) + 1
             yield number, function(task)
 
     def close(self) -> None:
         """Nothing is held."""
+
+
+def _done_by(function: Callable[[Task], Result], task: Task) -> tuple[int, Result]:
+    return os.getpid(), function(task)
 
 
 def _begin() -> None:

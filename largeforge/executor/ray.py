@@ -17,10 +17,10 @@ if TYPE_CHECKING:
 
 
 class Ray:
-    """Runs tasks on actors of a Ray cluster. An actor that dies is started again by Ray, and does its task again.
+    """Runs tasks on the workers of a Ray cluster, which stay warm between calls. What a worker that dies was doing, Ray has done again.
 
     Args:
-        config: which cluster, and how many actors.
+        config: which cluster, and how many tasks at once.
     """
 
     def __init__(self, config: RayConfig) -> None:
@@ -35,9 +35,12 @@ class Ray:
             return
         ray = self._cluster()
         size = min(self.num_workers, len(tasks))
+        if len(tasks) == 1:
+            yield 0, function(tasks[0])
+            return
         items = [{"number": number, "work": pickle.dumps((function, task))} for number, task in enumerate(tasks)]
         data = ray.data.from_items(items, override_num_blocks=len(items))
-        done = data.map_batches(_Worker, batch_size=1, zero_copy_batch=True, compute=ray.data.ActorPoolStrategy(size=size), num_cpus=1)
+        done = data.map_batches(_do, batch_size=1, zero_copy_batch=True, compute=ray.data.TaskPoolStrategy(size=size), num_cpus=1)
         bar = run.progress.bar(title, total=len(tasks), unit="shards") if run is not None and len(tasks) > 1 else None
         try:
             for row in done.iter_rows():
@@ -56,7 +59,7 @@ class Ray:
 
     @property
     def num_workers(self) -> int:
-        """Actors at once: as the config says, or one a CPU of the cluster."""
+        """Tasks at once: as the config says, or one a CPU of the cluster."""
         return self.config.num_workers or int(self._cluster().cluster_resources().get("CPU", 1))
 
     def close(self) -> None:
@@ -97,18 +100,16 @@ class Ray:
         return ray
 
 
-class _Worker:
-    """One actor: does a task, and tells who it was. An error travels back as a value, so that it is raised where the run is."""
+def _do(batch: Any) -> dict[str, list[Any]]:
+    """Do tasks in a worker, and tell who it was. An error travels back as a value, so that it is raised where the run is."""
+    import ray
 
-    def __call__(self, batch: Any) -> dict[str, list[Any]]:
-        import ray
-
-        results = []
-        for packed in batch["work"]:
-            function, task = pickle.loads(packed)
-            try:
-                results.append(pickle.dumps((True, function(task))))
-            except Exception as fault:
-                results.append(pickle.dumps((False, fault)))
-        worker = ray.get_runtime_context().get_worker_id()
-        return {"number": list(batch["number"]), "result": results, "worker": [worker] * len(results)}
+    results = []
+    for packed in batch["work"]:
+        function, task = pickle.loads(packed)
+        try:
+            results.append(pickle.dumps((True, function(task))))
+        except Exception as fault:
+            results.append(pickle.dumps((False, fault)))
+    worker = ray.get_runtime_context().get_worker_id()
+    return {"number": list(batch["number"]), "result": results, "worker": [worker] * len(results)}

@@ -49,6 +49,7 @@ class Prepare:
             )
         finally:
             executor.close()
+        run.measure(workers=float(max(1, len(executor.workers))))
         sources = source.sources()
 
         # ---- leave ----

@@ -53,6 +53,7 @@ def test_work_is_done_elsewhere_and_by_several(two: Local) -> None:
     pids = {pid for _, pid in two.map(work.who, range(30))}
     assert os.getpid() not in pids
     assert len(pids) == 2
+    assert {str(pid) for pid in pids} <= set(two.workers)
 
 
 def test_workers_do_not_load_torch(two: Local) -> None:
