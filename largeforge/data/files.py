@@ -12,6 +12,7 @@ import json
 import os
 import re
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -238,21 +239,21 @@ def _careful(line: bytes, file: Path, number: int) -> Record | BadRow:
 
 def _json(file: Path) -> Iterator[Record | BadRow]:
     """An array of records, one record, or records one after another; read in blocks, one record in memory at a time."""
-    text = _Window(file)
-    array = text.peek() == "["
-    if array:
-        text.take(1)
-    while (head := text.peek()) != "":
-        if array and head in ",]":
+    with closing(_Window(file)) as text:
+        array = text.peek() == "["
+        if array:
             text.take(1)
-            continue
-        origin = f"{file}:{text.line}"
-        try:
-            value, foreign = text.value()
-        except (ValueError, RecursionError) as fault:
-            yield BadRow(origin, "", f"is no JSON: {fault}", "check the file with: python -m json.tool FILE")
-            return  # where the next record would begin is not known
-        yield BadRow(origin, "", f"is not UTF-8 (byte {foreign:#04x})", _recode(file)) if foreign else Record(value, origin)
+        while (head := text.peek()) != "":
+            if array and head in ",]":
+                text.take(1)
+                continue
+            origin = f"{file}:{text.line}"
+            try:
+                value, foreign = text.value()
+            except (ValueError, RecursionError) as fault:
+                yield BadRow(origin, "", f"is no JSON: {fault}", "check the file with: python -m json.tool FILE")
+                return  # where the next record would begin is not known
+            yield BadRow(origin, "", f"is not UTF-8 (byte {foreign:#04x})", _recode(file)) if foreign else Record(value, origin)
 
 
 class _Window:
@@ -264,6 +265,9 @@ class _Window:
         self._decoder = json.JSONDecoder()
         self._text = ""
         self.line = 1
+
+    def close(self) -> None:
+        self._stream.close()
 
     def peek(self) -> str:
         """The next character that is not whitespace; "" at the end."""

@@ -11,7 +11,7 @@ from typing import Any
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from largeforge.data.config import ChatConfig
+from largeforge.data.config import ChatConfig, PreferenceConfig, RowsConfig, TextConfig
 
 TEXTS = (
     "What is the capital of France? The capital of France is Paris.",
@@ -96,6 +96,25 @@ def make_config(path: Any, **changes: Any) -> ChatConfig:
         "num_workers": 0,
     }
     return ChatConfig(**{**values, **changes})
+
+
+def make_rows_config(path: Any, choice: str = "rows", **changes: Any) -> Any:
+    """`data=rows`, `data=preference` or `data=text` as its YAML would give it, for one path or several; mix_... changes data.mix."""
+    files = {"rows": ("raw.Rows", RowsConfig), "preference": ("preference.Preference", PreferenceConfig), "text": ("text.Text", TextConfig)}
+    target, cls = files[choice]
+    mix = {**MIX, **{name.removeprefix("mix_"): changes.pop(name) for name in list(changes) if name.startswith("mix_")}}
+    values: dict[str, Any] = {
+        "_target_": f"largeforge.data.{target}",
+        "path": [str(p) for p in path] if isinstance(path, list) else str(path),
+        "split": "train",
+        "subset": None,
+        "revision": None,
+        "streaming": False,
+        "on_bad_row": "error",
+        "limit": None,
+        "mix": mix,
+    }
+    return cls(**{**values, **({"format": "auto"} if choice == "rows" else {}), **changes})
 
 
 def exchange(question: str, answer: str) -> dict[str, Any]:
