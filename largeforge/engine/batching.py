@@ -19,7 +19,7 @@ from torch import Tensor
 from transformers import GenerationConfig
 from transformers.generation.configuration_utils import ContinuousBatchingConfig
 
-from largeforge.engine.decoding import Drawing, draw
+from largeforge.engine.decoding import Drawing
 from largeforge.errors import DoesNotFit
 
 if TYPE_CHECKING:
@@ -104,7 +104,7 @@ class ContinuousBatching:
         for place, one in enumerate(one for one in batch if one.has_new_token):
             drawing, generator = self.drawings.get(one.state.request_id, (None, None))
             if drawing is not None and generator is not None:
-                tokens[place] = draw(logits_NV[place], drawing, generator)
+                tokens[place] = draw_steadily(logits_NV[place], drawing, generator)
         output_ids[0, : len(tokens)].copy_(torch.tensor(tokens, dtype=output_ids.dtype))
 
     async def say(self, prompt: list[int], drawing: Drawing, *, streaming: bool) -> AsyncGenerator[tuple[list[int], str | None], None]:
@@ -149,6 +149,24 @@ class ContinuousBatching:
         """End the thread, whatever it does, and give memory back."""
         self._manager.stop(block=True, hard_stop=True)
         self._manager.destroy()
+
+
+def draw_steadily(logits_V: Tensor, drawing: Drawing, generator: torch.Generator) -> int:
+    """Draw one token: temperature first, then the top_k likeliest, then the nucleus of top_p.
+
+    Chance is dealt to tokens by their number, not by their rank as in `decoding.draw`: who else is in a batch changes logits in
+    their last bits, and so the ranks of tokens that are equally likely; here that matters only where two would win at once.
+    """
+    logits_V = logits_V.float() / drawing.temperature
+    if 0 < drawing.top_k < logits_V.numel():
+        logits_V = logits_V.masked_fill(logits_V < logits_V.topk(drawing.top_k).values[-1], -torch.inf)
+    chances_V = logits_V.softmax(-1)
+    if drawing.top_p < 1:
+        ordered = chances_V.sort(descending=True).values
+        before = ordered.cumsum(-1) - ordered  # what the likelier tokens hold together: the first one is always kept
+        chances_V = chances_V.masked_fill(chances_V < ordered[before < drawing.top_p][-1], 0)
+    waits_V = torch.empty_like(chances_V).exponential_(generator=generator)  # the token whose event comes first, at rates of their chances
+    return int((chances_V / waits_V).argmax())
 
 
 def _fault(text: str) -> Exception:

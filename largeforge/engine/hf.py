@@ -66,8 +66,8 @@ class HF:
     async def generate(self, request: ChatRequest) -> AsyncGenerator[Delta, None]:
         """Answer one request as it comes, beside all others that are asked; closing it frees its place in the batch.
 
-        Seed, temperature, top_p and top_k are the request's own. In fp32 the text is that of `answers`; in bf16 a tie may fall
-        otherwise, as it may between any two batches.
+        Seed, temperature, top_p and top_k are the request's own, whoever else is in the batch. Greedy text is that of `answers`, a
+        draw is another one. In bf16 the last bits of logits depend on the batch, and a tie may fall one way or the other.
 
         Raises:
             EngineError: the prompt is too long, or the template refuses it ("refused").

@@ -12,7 +12,7 @@ from typing import Any
 from largeforge.build import build, find
 from largeforge.chat import ChatRequest, Delta, Message, Usage
 from largeforge.contract import Engine, LoadedModel, Progress, Quant
-from largeforge.errors import InputError
+from largeforge.errors import EngineError, InputError
 from largeforge.run import Run
 from largeforge.task.config import ChatConfig
 
@@ -30,10 +30,14 @@ class Chat:
         config = self.config
 
         # ---- build ----
-        quant: Quant = build(config.quant)
-        model: LoadedModel = build(config.model, progress=run.progress).load(trainable=False, quant=quant)
+        model: LoadedModel | None = None
+        if find(config.engine.target).needs_model:
+            quant: Quant = build(config.quant)
+            model = build(config.model, progress=run.progress).load(trainable=False, quant=quant)
+        else:
+            self.refuse_model(run)
         engine: Engine = build(config.engine, model=model, progress=run.progress)
-        for note in model.notes:
+        for note in model.notes if model is not None else ():
             run.progress.say(note)
 
         # ---- talk ----
@@ -41,16 +45,26 @@ class Chat:
         if config.prompt is not None:
             talk.ask(config.prompt)
         else:
-            run.progress.say(f"Talking to {model.source.name}. {HELP}")
+            run.progress.say(f"Talking to {engine.name if model is None else model.source.name}. {HELP}")
             with talk.own_signals():
                 talk.hold()
         run.measure(answers=talk.num_answers, prompt_tokens=talk.prompt_tokens, completion_tokens=talk.completion_tokens)
 
     def plan(self, *, progress: Progress) -> Any:
         """What talking would cost; no weights are read."""
+        if not find(self.config.engine.target).needs_model:
+            raise InputError("This engine loads no model here: there is nothing to plan.", next_step="leave out plan=...")
         quant: Quant = build(self.config.quant)
         model: LoadedModel = build(self.config.model, progress=progress).outline(trainable=False, quant=quant)
         return find("largeforge.plan.talking.TalkingPlan")(self.config)(model=model, progress=progress)
+
+    def refuse_model(self, run: Run) -> None:
+        """Raise InputError where a model was chosen for an engine that loads none: it would be ignored."""
+        for word in run.composed.overrides:
+            if word.partition("=")[0].partition(".")[0] in ("model", "quant"):
+                raise InputError(
+                    f"{word} is for an engine in this process; the chosen one asks elsewhere.", next_step="engine.model=<its name there>, or engine=hf"
+                )
 
 
 class Conversation:
@@ -69,6 +83,7 @@ class Conversation:
 
         Raises:
             InputError: the conversation is longer than the model reads.
+            EngineError: no answer can be had.
             Interrupted: a stop was asked for.
         """
         drawing = self.config.engine
@@ -135,7 +150,7 @@ class Conversation:
                 self.ask(line)
             except KeyboardInterrupt:
                 self.run.progress.say("[stopped]")
-            except InputError as error:
+            except (InputError, EngineError) as error:
                 self.turns = before
                 self.run.progress.say(str(error))
 

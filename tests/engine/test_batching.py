@@ -14,11 +14,13 @@ from typing import Any
 
 import pytest
 import torch
+from transformers.generation.continuous_batching.offloading_manager import OffloadingManager
 
 from largeforge.chat import Answer, ChatRequest, Failure, Message
 from largeforge.contract import LoadedModel
 from largeforge.engine.answers import answers, stream
-from largeforge.engine.batching import ContinuousBatching
+from largeforge.engine.batching import ContinuousBatching, draw_steadily
+from largeforge.engine.decoding import Drawing
 from largeforge.errors import DoesNotFit, EngineError
 from tests.engine.conftest import ask, engine
 from tests.engine.test_hf import REQUESTS
@@ -43,16 +45,15 @@ def asked(talking: Any, requests: list[ChatRequest], **how: Any) -> list[Answer 
     return list(answers(talking, requests, **{"in_flight": talking.in_flight, **how}))
 
 
-@pytest.mark.parametrize("in_flight", [1, 3, 20])
+@pytest.mark.parametrize("in_flight", [1, 20])
 def test_the_same_answers_as_padded_batches(nano: LoadedModel, in_flight: int) -> None:
-    """Greedy and sampled, whole or as a stream, few or many at once: in fp32 the very same text, reason and usage."""
+    """Greedily, alone or beside others, whole or as a stream: in fp32 the very same text, reason and usage."""
     talking = engine(nano, batch_size=in_flight)
-    requests = [dataclasses.replace(one, temperature=1.2 * (n % 2), top_k=20 * (n % 3), top_p=0.95, seed=n) for n, one in enumerate(REQUESTS)]
-    expected = list(talking.answers(requests))
+    expected = list(talking.answers(REQUESTS))
     assert {answer.finish_reason for answer in expected} == {"stop", "length"}
-    assert asked(talking, requests, in_flight=in_flight) == expected
+    assert asked(talking, REQUESTS) == expected
     answer = max(expected, key=lambda answer: answer.usage.completion_tokens)
-    *pieces, last = stream(talking, requests[expected.index(answer)])
+    *pieces, last = stream(talking, REQUESTS[expected.index(answer)])
     assert "".join(delta.text for delta in pieces) == answer.text and (last.finish_reason, last.usage) == (answer.finish_reason, answer.usage)
     assert all(delta.text and delta.finish_reason is None for delta in pieces) and len(pieces) > 1
 
@@ -83,13 +84,17 @@ def test_another_kind_of_network(nano: LoadedModel) -> None:
 def test_little_room(nano: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
     """Room for a few requests only: some are put back and read again, and say the same, sampled ones too. One that never fits is refused alone."""
     talking = small(nano)
-    requests = [dataclasses.replace(one, temperature=1.2 * (n % 2), seed=n, max_tokens=40) for n, one in enumerate(REQUESTS[:10])]
-    expected = list(talking.answers(requests))
+    talking.ends = frozenset()
+    requests = [dataclasses.replace(one, temperature=1.2 * (n % 2), seed=n, max_tokens=40) for n, one in enumerate(REQUESTS[:6])]
+    expected = asked(talking, requests)
+    put_back: list[int] = []
+    real = OffloadingManager.offload_requests
+    monkeypatch.setattr(OffloadingManager, "offload_requests", lambda self: put_back.append(1) or real(self))
     monkeypatch.setattr("largeforge.engine.hf.CACHE_BYTES", 160 * talking._cache_bytes_per_token())
-    assert asked(talking, requests) == expected
-    found = asked(talking, [REQUESTS[0], ask("x", max_tokens=400), REQUESTS[1]])
+    assert asked(talking, requests) == expected and put_back
+    found = asked(talking, [requests[0], ask("x", max_tokens=400)])
+    assert found[0] == expected[0]
     assert isinstance(found[1], Failure) and found[1].reason == "refused" and "160 there is room for" in found[1].message
-    assert [found[0], found[2]] == list(talking.answers([REQUESTS[0], REQUESTS[1]]))
 
 
 def test_prompts_that_are_too_long_fail_alone(nano: LoadedModel) -> None:
@@ -110,6 +115,29 @@ def test_seeds(nano: LoadedModel) -> None:
     [_, within, _] = asked(talking, [ask("a longer prompt than the others", temperature=0.7), request, ask("x")])
     assert within == alone and torch.equal(torch.get_rng_state(), state)
     assert len({str(one) for one in asked(talking, [dataclasses.replace(request, seed=seed) for seed in range(4)])}) > 2
+
+
+def test_drawing_by_hand() -> None:
+    """Of chances 0.5, 0.3, 0.2: top_p 0.6 keeps the first two, top_k 2 the same, temperature sharpens; equal ones may change places."""
+    logits = torch.tensor([0.3, 0.5, 0.2]).log()
+
+    def shares(**how: Any) -> list[float]:
+        generator = torch.Generator().manual_seed(0)
+        drawn = [draw_steadily(logits, Drawing(1, **{"temperature": 1.0, **how}), generator) for _ in range(2000)]
+        return [drawn.count(token) / len(drawn) for token in range(3)]
+
+    assert shares() == pytest.approx([0.3, 0.5, 0.2], abs=0.04)
+    assert shares(top_p=0.6) == pytest.approx([0.375, 0.625, 0], abs=0.04) == shares(top_k=2)
+    assert shares(top_p=0.5) == [0, 1, 0] == shares(top_k=1) == shares(top_p=1e-9)
+    assert shares(temperature=0.5) == pytest.approx([0.09 / 0.38, 0.25 / 0.38, 0.04 / 0.38], abs=0.04)
+    flat = torch.zeros(1000)
+    other = flat + 1e-6 * torch.randn(1000, generator=torch.Generator().manual_seed(1))  # other ranks, every one of them
+
+    def drawn(logits: torch.Tensor) -> list[int]:
+        generator = torch.Generator().manual_seed(0)
+        return [draw_steadily(logits, Drawing(1, temperature=1.0), generator) for _ in range(50)]
+
+    assert drawn(flat) == drawn(other)
 
 
 def test_closing_frees_its_place(nano: LoadedModel) -> None:

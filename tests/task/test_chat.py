@@ -19,11 +19,14 @@ from tokenizers import Tokenizer
 from largeforge.chat import ChatRequest, Delta, Message, Usage
 from largeforge.config.compose import compose
 from largeforge.console import Console
-from largeforge.errors import InputError, Interrupted
+from largeforge.errors import EngineError, InputError, Interrupted
 from largeforge.model.nano import TOKENIZER
 from largeforge.run import Run, execute
 from largeforge.task.chat import Conversation
+from tests.engine.openai_server import OpenAIServer, openai_server
 from tests.task.conftest import Runner
+
+__all__ = ["openai_server"]
 
 
 class Parrot:
@@ -144,6 +147,40 @@ def test_with_what_was_trained(train: Runner, tmp_path: Path) -> None:
     assert execute(compose(words)) == 0
     asked = Tokenizer.from_file(str(TOKENIZER)).encode("user:Tell me 8 things.<|im_end|>assistant:").ids
     assert json.loads((tmp_path / "chat" / "result.json").read_text())["metrics"]["prompt_tokens"] == len(asked)
+
+
+def test_with_a_server(openai_server: OpenAIServer, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """engine=remote streams from a server and loads no model; the key comes from the environment and is in no file; a chosen model is refused, not ignored."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("LARGEFORGE_ENGINE__API_KEY", "sk-very-secret")
+    openai_server.api_key = "sk-very-secret"
+    words = ["task=chat", "engine=remote", f"engine.url={openai_server.url}"]
+    assert execute(compose([*words, "prompt='one two'", "folder=run"])) == 0
+    assert capsys.readouterr().out == "answer to one two\n" and not cache.exists()
+    assert json.loads((tmp_path / "run" / "result.json").read_text())["metrics"] == {"answers": 1, "prompt_tokens": 2, "completion_tokens": 4}
+    assert not any(b"sk-very-secret" in path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file())
+    assert execute(compose([*words, "prompt=x", "model=nano", "folder=other"])) == 2
+    assert "model=nano is for an engine in this process" in capsys.readouterr().err
+    openai_server.api_key = "another"
+    assert execute(compose([*words, "prompt=x", "folder=third"])) == 2
+    said = capsys.readouterr().err
+    assert "answered 401" in said and "Try: LARGEFORGE_ENGINE__API_KEY=" in said and "sk-very-secret" not in said
+
+
+def test_a_server_that_goes_away(talk: Callable[..., Conversation], capsys: pytest.CaptureFixture[str]) -> None:
+    """A turn that got no answer is told and forgotten, and the conversation goes on."""
+    told = talk("a\nnobody\nb\n")
+    engine: Any = told.engine
+    real = engine.stream
+
+    def stream(request: ChatRequest) -> Iterator[Delta]:
+        if request.messages[-1].content == "nobody":
+            raise EngineError("The server gives no answer.")
+        yield from real(request)
+
+    engine.stream = stream
+    told.hold()
+    assert [turn.content for turn in told.turns] == ["a", "a", "b", "b"] and "gives no answer" in capsys.readouterr().err
 
 
 def test_the_whole_way(nano_cache: Path, tmp_path: Path) -> None:
