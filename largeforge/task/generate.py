@@ -72,9 +72,8 @@ class Asking:
         """Yield answers in the order asked."""
         self.start = self.start or time.monotonic()
         answers = find("largeforge.engine.answers.answers")
-        found: Iterator[Answer | Failure] = answers(
-            self.engine, requests, in_flight=self.config.engine.in_flight, journal=self.journal, stop=lambda: self._run.stop_asked
-        )
+        engine: Any = self.engine
+        found: Iterator[Answer | Failure] = answers(engine, requests, in_flight=engine.in_flight, journal=self.journal, stop=lambda: self._run.stop_asked)
         return found
 
     def teacher(self) -> Reference:

@@ -116,9 +116,9 @@ class Generator:
         """What it takes."""
         return Estimate()
 
-    def passed(self, row: Row, question: str, answer: str, *, min_words: int = 0) -> Row | Rejected:
+    def passed(self, row: Row, answer: str, *, min_words: int = 0) -> Row | Rejected:
         """The row, or why it is not kept: too short, of low quality, or said before."""
-        refused = self.gate.refusal(row, question, answer, min_words=min_words)
+        refused = self.gate.refusal(row, answer, min_words=min_words)
         return row if refused is None else Rejected(refused[0], row.origin, refused[1])
 
 

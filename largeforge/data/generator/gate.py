@@ -6,8 +6,12 @@ anything in the pool; here it is the estimated Jaccard similarity of word n-gram
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+from largeforge.config.places import shipped
+from largeforge.config.yaml_file import read_yaml
 from largeforge.data.rows import Row
 
 if TYPE_CHECKING:
@@ -28,6 +32,15 @@ class Gate:
 
             self._index = NearIndex(threshold=config.similarity, n=config.similarity_words, num_perm=NUM_PERM, seed=seed)
 
+    @cached_property
+    def _quality(self) -> Callable[[Row], tuple[float, Sequence[Any]]]:
+        """The score of the step quality, with the settings that ship."""
+        from largeforge.data.step.config import QualityConfig
+        from largeforge.data.step.quality import Quality
+
+        settings = read_yaml(shipped("conf") / "data" / "step" / "quality.yaml").values
+        return Quality(QualityConfig.model_validate(settings)).judged
+
     def novel(self, question: str, origin: str) -> tuple[str, str] | None:
         """None where nothing like it was asked before, which is remembered; else why it is refused. Asked once for each question."""
         if self._index is None:
@@ -35,17 +48,15 @@ class Gate:
         near = self._index.add_if_new(question, origin)
         return None if near is None else ("too_similar", f"like {near}")
 
-    def refusal(self, row: Row, question: str, answer: str, *, min_words: int = 0) -> tuple[str, str] | None:
+    def refusal(self, row: Row, answer: str, *, min_words: int = 0) -> tuple[str, str] | None:
         """Why a row is not kept (reason, detail); None where it is, and then it is remembered."""
         words = len(answer.split())
         if words < min_words:
             return "too_short", f"{words} words"
         if self.config.quality > 0:
-            from largeforge.data.step.quality import score
-
-            found = score(f"{question}\n\n{answer}")
+            found, rules = self._quality(row)
             if found < self.config.quality:
-                return "low_quality", f"{found:.2f}"
+                return "low_quality", f"{found:.2f}: {', '.join(map(str, rules))}"
         if row.id in self._rows:
             return "repeated", ""
         self._rows.add(row.id)

@@ -23,10 +23,11 @@ class Instruct(Taught):
                 yield instruction
             else:
                 new.append((number, topic, instruction))
-        requests = [self.request(self.domain.asking_response(text, self.examples("response", number)), "response", number) for number, _, text in new]
-        answers = self.answers(requests, [self.origin(number) for number, _, _ in new])
-        for (number, topic, instruction), text in zip(new, answers, strict=True):
-            yield self.answered(number, instruction, topic, text)
+        for batch in self.batches(new):
+            asked = [self.request(self.domain.asking_response(text, self.examples("response", number)), "response", number) for number, _, text in batch]
+            answers = self.answers(asked, [self.origin(number) for number, _, _ in batch])
+            for (number, topic, instruction), text in zip(batch, answers, strict=True):
+                yield self.answered(number, instruction, topic, text)
 
     def estimate(self) -> Estimate:
         """Two requests a row."""

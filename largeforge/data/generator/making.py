@@ -6,7 +6,6 @@ Knows no engine and no budget; a generator says itself why it ended early.
 from __future__ import annotations
 
 import shutil
-import time
 from collections import Counter
 from pathlib import Path
 from typing import IO, Any
@@ -35,7 +34,6 @@ class Making:
         self.run = run
         self.rejected: Counter[str] = Counter()
         self.kept = 0
-        self.seconds = 0.0
 
     def fill(self, draft: Path) -> str:
         """Make every row into an artifact's draft; return its kind.
@@ -46,7 +44,6 @@ class Making:
         """
         listed = self.run.folder / REJECTED
         writer = DataWriter(draft)
-        start = time.monotonic()
         bar = self.run.progress.bar(self.generator.name, total=self.generator.config.num_rows, unit="rows")
         try:
             with listed.open("wb") as stream:
@@ -61,9 +58,8 @@ class Making:
                         break
         finally:
             bar.close()
-            self.seconds = time.monotonic() - start
-        if self.kept:
-            writer.close(sources=self.generator.sources())
+            if self.kept:
+                writer.close(sources=self.generator.sources())
         if self.run.stop_asked:
             raise self._interrupted(draft)
         if not self.kept:

@@ -88,12 +88,13 @@ class Preference(Taught):
                 prompts.append(item)
         if not prompts and not self.ended:
             self.ended = f"there are no more prompts in generator.prompts={self.config.prompts}"
-        samples = [(prompt, place) for prompt in prompts for place in range(self.config.samples)]
-        requests = [self.request(prompt.asked, "sample", prompt.number, place, temperature=self.config.temperature) for prompt, place in samples]
-        texts = list(self.answers(requests, [f"{self.origin(prompt.number)}, answer {place + 1}" for prompt, place in samples]))
-        found = self.scored(samples, texts)
-        for prompt in prompts:
-            yield self.pair(prompt, found[prompt.number], [text for (other, _), text in zip(samples, texts, strict=True) if other is prompt])
+        for batch in self.batches(prompts):
+            samples = [(prompt, place) for prompt in batch for place in range(self.config.samples)]
+            requests = [self.request(prompt.asked, "sample", prompt.number, place, temperature=self.config.temperature) for prompt, place in samples]
+            texts = list(self.answers(requests, [f"{self.origin(prompt.number)}, answer {place + 1}" for prompt, place in samples]))
+            found = self.scored(samples, texts)
+            for prompt in batch:
+                yield self.pair(prompt, found[prompt.number], [text for (other, _), text in zip(samples, texts, strict=True) if other is prompt])
 
     def scored(self, samples: Sequence[tuple[Prompt, int]], texts: Sequence[str | Rejected]) -> dict[int, list[Scored]]:
         """The distinct answers of each prompt that have a score, by its number."""
@@ -138,8 +139,7 @@ class Preference(Taught):
         content: dict[str, Any] = {"prompt": prompt.turns, "chosen": [_turn(best.text)], "rejected": [_turn(worst.text)]}
         scores = {"score_by": self.config.score_by, "chosen": round(best.score, 4), "rejected": round(worst.score, 4)}
         row = Row(content, origin, self.lineage(prompt.number, prompt=prompt.name, scores=scores))
-        question, answer = question_and_answer(row)
-        return self.passed(row, question, answer, min_words=self.config.min_words)
+        return self.passed(row, best.text, min_words=self.config.min_words)
 
     # ---- prompts ----
 

@@ -49,13 +49,14 @@ class SelfInstruct(Taught):
                     yield instruction
                 else:
                     new.append((name, instruction))
-        asked = [self.request(self.domain.asking_response(text, self.examples("response", name)), "response", name) for name, text in new]
         grown = []
-        for (name, instruction), answer in zip(new, self.answers(asked, [self.origin(name) for name, _ in new]), strict=True):
-            item = self.answered(name, instruction, "", answer)
-            if isinstance(item, Row):
-                grown.append(instruction)
-            yield item
+        for batch in self.batches(new):
+            asked = [self.request(self.domain.asking_response(text, self.examples("response", name)), "response", name) for name, text in batch]
+            for (name, instruction), answer in zip(batch, self.answers(asked, [self.origin(name) for name, _ in batch]), strict=True):
+                item = self.answered(name, instruction, "", answer)
+                if isinstance(item, Row):
+                    grown.append(instruction)
+                yield item
         self.pool += grown  # after the round: what a try is shown does not depend on how a round is worked on
 
     def growing(self, number: int) -> list[Message]:

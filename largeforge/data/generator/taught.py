@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from random import Random
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 from largeforge.chat import Answer, ChatRequest, Failure, Message
 from largeforge.contract import Reference
@@ -18,6 +18,7 @@ from largeforge.data.generator.config import TaughtConfig
 from largeforge.data.generator.domain import Domain, Seed, open_domain
 from largeforge.data.rows import Row
 
+Item = TypeVar("Item")
 CHARS_PER_TOKEN = 4
 _LABEL = re.compile(r"^(?:question|instruction|task|answer|response|q|a)\s*:\s*", flags=re.IGNORECASE)
 
@@ -46,22 +47,22 @@ class Taught(Generator):
 
     def rows(self) -> Iterator[Row | Rejected]:
         """Yield rows and what was rejected, until there are enough, the tries or the budget are used up, or a stop is asked for."""
-        wanted, kept = self.config.num_rows, 0
+        wanted = self.left = self.config.num_rows
         tries = int(wanted * self.config.attempts)
         self.ready()
         try:
             for start in range(0, tries, self.config.round):
                 for item in self.make(range(start, min(start + self.config.round, tries))):
-                    kept += isinstance(item, Row)
+                    self.left -= isinstance(item, Row)
                     yield item
-                    if kept == wanted:
+                    if not self.left:
                         self.ended = ""
                         return
                 if self.ended:
                     return
         except Stopped:
             return
-        self.ended = f"{tries:,} tries (generator.num_rows x generator.attempts) gave {kept:,} of {wanted:,} rows"
+        self.ended = f"{tries:,} tries (generator.num_rows x generator.attempts) gave {wanted - self.left:,} of {wanted:,} rows"
 
     def ready(self) -> None:
         """Do what is done once before the first round: the seeds are known questions, a copy of one is nothing new."""
@@ -72,6 +73,14 @@ class Taught(Generator):
     def make(self, numbers: range) -> Iterator[Row | Rejected]:
         """Work on one round of tries."""
         raise NotImplementedError
+
+    def batches(self, items: Sequence[Item]) -> Iterator[Sequence[Item]]:
+        """As many at a time as rows are still wanted: nothing is asked for, and paid, that would not be needed."""
+        start = 0
+        while start < len(items) and self.left:
+            batch = items[start : start + self.left]
+            start += len(batch)
+            yield batch
 
     # ---- asking ----
 
@@ -134,7 +143,7 @@ class Taught(Generator):
             return Rejected("repeats_question", origin)
         turns = [*self.domain.said(instruction), Message("assistant", text).as_dict()]
         row = Row({"messages": turns}, origin, self.lineage(number, topic=topic))
-        return self.passed(row, instruction, text, min_words=self.config.min_words)
+        return self.passed(row, text, min_words=self.config.min_words)
 
     # ---- small things ----
 

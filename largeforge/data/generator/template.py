@@ -56,7 +56,7 @@ class Template(Generator):
 
     def _checked(self, row: Row) -> Row | Rejected:
         question, answer = question_and_answer(row)
-        item = self.passed(row, question, answer)
+        item = self.passed(row, answer)
         if isinstance(item, Rejected):
             return item
         near = self.gate.novel(question, row.origin)

@@ -169,6 +169,8 @@ class TemplateSet:
         for name in TURNS[kind_of(content)]:
             if not content[name][-1]["content"].strip():
                 raise TemplateFault(f"the last turn of {name} is empty")
+        if not content.get("text", "x").strip():
+            raise TemplateFault("the text is empty")
         return content
 
     # ---- checking ----
