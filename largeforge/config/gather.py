@@ -27,6 +27,8 @@ PATH_CHOICE = {"model": "hf", "data": "chat"}
 """model=<path or org/name> means model=hf model.path=...; data=<path> means data=chat data.path=..., data=<artifact> data=artifact data.path=..."""
 ROWS_TASKS = ("prepare",)
 """Tasks that read rows of any kind: there data=<path>, an artifact's too, means data=rows data.path=..."""
+ARTIFACT_TASKS = ("inspect", "push")
+"""Tasks that read an artifact, and nothing else: there data=<path or URL> means data=artifact data.path=..."""
 
 
 def gather(flags: Flags, *, multirun: bool = False) -> Composition:
@@ -135,7 +137,8 @@ class _Gathering:
     def _choice_of_path(self, group: str, path: str) -> str:
         if group == "data" and any(word == f"task={task}" for task in ROWS_TASKS for word in self.it.flags.words):
             return "rows"
-        if group == "data" and stands(expanded(path) / "manifest.json"):
+        of_artifacts = any(word == f"task={task}" for task in ARTIFACT_TASKS for word in self.it.flags.words)
+        if group == "data" and (of_artifacts or stands(expanded(path) / "manifest.json")):
             return "artifact"
         return PATH_CHOICE[group]
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from largeforge.artifact import MANIFEST, PROOF, is_artifact, read_artifact, sha256_of
+from largeforge.artifact import MANIFEST, PROOF, Artifact, is_artifact, read_artifact, sha256_of
 from largeforge.errors import StorageError
 
 
@@ -27,14 +27,14 @@ class Payload:
     Args:
         files: by name below the folder, "/" between parts.
         manifest: the artifact's id; None for a folder that is no artifact.
-        kind: the artifact's kind.
+        artifact: None for a folder that is none.
         sealed: names that the manifest names, with their hashes.
         outside_id: names that may differ between two artifacts of one id.
     """
 
     files: dict[str, File]
     manifest: str | None
-    kind: str
+    artifact: Artifact | None
     sealed: frozenset[str]
     outside_id: frozenset[str]
 
@@ -54,11 +54,16 @@ class Payload:
             files = {name: File(folder / name, fact["size_bytes"], fact["sha256"]) for name, fact in sorted(facts.items())}
             beside = [name for name in (PROOF, MANIFEST) if (folder / name).is_file()]
             files.update({name: _file(folder / name) for name in beside})
-            return cls(files, artifact.id, artifact.kind, frozenset(facts), frozenset({*artifact.about, PROOF}))
+            return cls(files, artifact.id, artifact, frozenset(facts), frozenset({*artifact.about, PROOF}))
         paths = sorted(path for path in folder.rglob("*") if path.is_file())
         if not paths:
             raise StorageError(f"{folder} is empty.", next_step="give an artifact: outputs/<task>/<date>/<time>/artifact")
-        return cls({path.relative_to(folder).as_posix(): _file(path) for path in paths}, None, "", frozenset(), frozenset())
+        return cls({path.relative_to(folder).as_posix(): _file(path) for path in paths}, None, None, frozenset(), frozenset())
+
+    @property
+    def told(self) -> str:
+        """What this is, for a person."""
+        return "no artifact" if self.artifact is None else f"{self.artifact.kind} artifact {self.artifact.id[:12]}"
 
     def same_as(self, manifest: str) -> str | None:
         """Return None where a manifest is of this very artifact, else what it is of."""
@@ -71,7 +76,7 @@ class Payload:
 
 def other_artifact(url: str, found: str, payload: Payload) -> StorageError:
     """Something else is finished there."""
-    return StorageError(f"{url} holds another: {found}; this is {payload.kind} artifact {(payload.manifest or '')[:12]}.", next_step="choose another folder")
+    return StorageError(f"{url} holds another: {found}; this is {payload.told}.", next_step="choose another folder")
 
 
 def other_content(url: str, name: str) -> StorageError:

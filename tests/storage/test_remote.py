@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
+from largeforge.__main__ import main
 from largeforge.artifact import MANIFEST, Artifact, read_artifact
 from largeforge.contract import Storage
 from largeforge.errors import ArtifactError, StorageError
@@ -239,6 +240,24 @@ def test_interrupted_uploads_of_the_same_rows(s3: Server, bucket: str, artifact:
     assert read_artifact(folder, full=True).id == artifact.id and "another day" in (folder / "about/sources.json").read_text()
     auto().put(artifact.folder, url)  # stands there: what its manifest tells stays
     assert read_artifact(next(path.parent for path in auto().fetch(url) if path.name == MANIFEST), full=True).id == artifact.id
+
+
+# ---- task=push ----
+
+
+def test_push_there_and_back(
+    s3: Server, bucket: str, artifact: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Proves SYS-I-004: an artifact goes into a bucket and out of it by the command line alone."""
+    monkeypatch.chdir(tmp_path)
+    assert main(["task=push", "data=made", f"to=s3://{bucket}/a"]) == 0
+    said = capsys.readouterr().err
+    assert f"stands at s3://{bucket}/a" in said and f"task=sft data=artifact data.path=s3://{bucket}/a" in said
+    assert main(["task=push", f"data=s3://{bucket}/a", "to=back"]) == 0
+    assert read_artifact(tmp_path / "back", full=True).id == artifact.id
+    capsys.readouterr()
+    assert main(["task=push", f"data=s3://{bucket}/b", "to=other"]) == 2
+    assert f"Nothing stands at s3://{bucket}/b; in this folder: a" in capsys.readouterr().err
 
 
 # ---- errors ----
