@@ -71,6 +71,7 @@ class Pipeline:
         self.run = run
         self._makers = live
         self._live: dict[str, Any] = {}
+        self._alone = False
         self.plans = [StepPlan(config, seed, folder / "steps" / f"{number}-{_name(config)}") for number, config in enumerate(configs)]
 
     def process(self, slices: Callable[[], Sequence[Any]], *, fingerprint: dict[str, Any], skip_bad: bool, checks: Any = None) -> Outcome:
@@ -90,6 +91,7 @@ class Pipeline:
         steps = [self._ready(plan) for plan in self.plans]
         segments = _segments(self.plans, steps)
         sources: list[Any] = list(slices())
+        self._alone = len(sources) <= 1
         tallies: list[Tally] = []
         raw = bad = 0
         verdict: Path | None = None
@@ -147,6 +149,8 @@ class Pipeline:
         found = json.loads(marker.read_text(encoding="utf-8")) if marker.is_file() else None
         if found is None:
             place.mkdir(exist_ok=True)
+            for draft in place.glob(".*"):  # by workers that were killed
+                shutil.rmtree(draft, ignore_errors=True)
             live = dict(self._live) if segment.here else {}
             tasks = [
                 ShardTask(shard, source, folders[shard], segment.first, verdict, tuple(segment.steps), segment.survey, final, checks, live)
@@ -183,7 +187,8 @@ class Pipeline:
             shutil.rmtree(folder / SURVEY, ignore_errors=True)
 
     def _parallel(self, function: Callable[[Any], Any], tasks: Sequence[Any]) -> list[Any]:
-        results = dict(self.executor.map(function, tasks, run=self.run, title="deciding"))
+        executor = self.here if self._alone else self.executor  # one shard: starting processes would take longer than deciding
+        results = dict(executor.map(function, tasks, run=self.run, title="deciding"))
         return [results[number] for number in range(len(tasks))]
 
     def _move(self, segment: Segment, folders: Sequence[Path], verdict: Path) -> None:
@@ -223,7 +228,7 @@ class Outcome:
 
     def lines(self, name: str) -> list[Path]:
         """Every shard's file of that name (DROPPED or BAD), in the order of segments and shards."""
-        return [path for segment in self.segments for path in sorted((self.work / segment).glob(f"*/{name}"))]
+        return [path for segment in self.segments for path in sorted((self.work / segment).glob(f"[0-9]*/{name}"))]
 
     def looks(self) -> Iterator[Any]:
         """What the checks saw in each shard, in the order of shards."""
