@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import warnings
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,16 +18,18 @@ CURVES = {
     "gradient_norm": "Gradient norm before clipping",
     "tokens_per_s": "Supervised tokens per second",
 }
+COLOURS = ("#4c72b0", "#dd8452", "#55a868", "#8172b3", "#937860")
 
 
 @dataclass(frozen=True)
 class Section:
-    """A heading, and a table or a text below it."""
+    """A heading, and a table, a text or pictures (files beside report.md) below it."""
 
     title: str
     columns: Sequence[str] = ()
     rows: Sequence[Sequence[Any]] = ()
     text: str = ""
+    pictures: Sequence[str] = ()
 
 
 def write_report(folder: Path, *, title: str, sections: Sequence[Section]) -> None:
@@ -46,6 +49,8 @@ def write_report(folder: Path, *, title: str, sections: Sequence[Section]) -> No
             lines += ["| " + " | ".join(section.columns) + " |", "|" + " --- |" * len(section.columns)]
             lines += ["| " + " | ".join(_cell(value) for value in row) + " |" for row in section.rows]
             lines += [""]
+        for name in section.pictures:
+            lines += [f"![{section.title}]({name})", ""]
     pictures = draw_curves(folder)
     if pictures:
         lines += ["## Curves", ""] + [f"![{name}]({path.name})" for name, path in pictures.items()] + [""]
@@ -66,20 +71,98 @@ def draw_curves(folder: Path) -> dict[str, Path]:
     return pictures
 
 
-def _draw(path: Path, points: Sequence[tuple[int, float]], label: str) -> Path:
+def draw_histogram(path: Path, edges: Sequence[float], counts: Mapping[str, Sequence[int]], *, label: str, log: bool = False) -> Path:
+    """Draw how often a number falls between each two edges.
+
+    Args:
+        path: the picture to write.
+        edges: one more than there are counts, rising.
+        counts: name of a series -> how many rows; several are drawn above one another.
+        label: of the numbers.
+        log: whether the numbers stand on a logarithmic scale.
+    """
+    figure, axes = _blank(3.2)
+    below = [0] * (len(edges) - 1)
+    widths = [high - low for low, high in zip(edges, edges[1:], strict=False)]
+    for (name, series), colour in zip(counts.items(), COLOURS, strict=False):
+        axes.bar(edges[:-1], series, widths, bottom=below, align="edge", label=name, color=colour, linewidth=0)
+        below = [one + more for one, more in zip(below, series, strict=True)]
+    if log:
+        axes.set_xscale("log")
+        axes.xaxis.set_major_locator(_one_two_five())
+        axes.xaxis.set_minor_formatter("")
+        axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}" if value >= 1 else f"{value:g}")
+    axes.set_xlim(edges[0], edges[-1])
+    axes.yaxis.set_major_locator(_whole())
+    axes.set_xlabel(label)
+    axes.set_ylabel("rows")
+    if len(counts) > 1:
+        axes.legend(frameon=False)
+    axes.grid(alpha=0.3, axis="y")
+    axes.set_axisbelow(True)
+    return _save(figure, path)
+
+
+def draw_bars(path: Path, bars: Sequence[tuple[str, float, str]], *, label: str) -> Path:
+    """Draw one bar a name, the first at the top.
+
+    Args:
+        path: the picture to write.
+        bars: name, length, and what stands behind the bar.
+        label: of the lengths.
+    """
+    figure, axes = _blank(0.9 + 0.28 * len(bars))
+    places = list(range(len(bars)))
+    axes.barh(places, [length for _, length, _ in bars], height=0.7, color=COLOURS[0])
+    axes.set_yticks(places, [name if len(name) <= 40 else name[:39] + "…" for name, _, _ in bars], parse_math=False)
+    axes.set_ylim(len(bars) - 0.4, -0.6)
+    top = max([length for _, length, _ in bars], default=0) or 1
+    axes.set_xlim(0, top * 1.2)
+    for place, (_, length, said) in enumerate(bars):
+        axes.text(length + top * 0.01, place, said, va="center", fontsize=8, parse_math=False)
+    axes.set_xlabel(label)
+    axes.grid(alpha=0.3, axis="x")
+    axes.set_axisbelow(True)
+    return _save(figure, path)
+
+
+def _whole() -> Any:
+    from matplotlib.ticker import MaxNLocator
+
+    return MaxNLocator(integer=True)
+
+
+def _one_two_five() -> Any:
+    from matplotlib.ticker import LogLocator
+
+    return LogLocator(subs=(1, 2, 5))
+
+
+def _save(figure: Any, path: Path) -> Path:
+    with warnings.catch_warnings():
+        # a name in a script that the font has no letters for: boxes stand in the picture, the name in the table
+        warnings.filterwarnings("ignore", message="Glyph .* missing from")
+        figure.savefig(path, dpi=110)
+    return path
+
+
+def _blank(height: float) -> tuple[Any, Any]:
     # the object-oriented interface: no global state, no display, safe in a sweep's workers
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(7, 3.2), layout="constrained")
+    figure = Figure(figsize=(7, height), layout="constrained")
     FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
+    return figure, figure.add_subplot()
+
+
+def _draw(path: Path, points: Sequence[tuple[int, float]], label: str) -> Path:
+    figure, axes = _blank(3.2)
     axes.plot([step for step, _ in points], [value for _, value in points], linewidth=1.2, marker="." if len(points) < 40 else "")
     axes.set_xlabel("optimizer step")
     axes.set_ylabel(label)
     axes.grid(alpha=0.3)
-    figure.savefig(path, dpi=110)
-    return path
+    return _save(figure, path)
 
 
 def _cell(value: Any) -> str:

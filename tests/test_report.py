@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from largeforge.report import Section, write_report
+from largeforge.report import Section, draw_bars, draw_histogram, write_report
 
 
 def test_report_holds_tables_and_curves(tmp_path: Path) -> None:
@@ -19,3 +19,16 @@ def test_report_holds_tables_and_curves(tmp_path: Path) -> None:
     assert (tmp_path / "curve_loss.png").read_bytes().startswith(b"\x89PNG")
     # one point is no curve
     assert "validation_loss" not in text
+
+
+def test_sections_hold_pictures(tmp_path: Path) -> None:
+    """Histograms and bars are drawn for no rows, one row, many, and names that the font has no letters for."""
+    histogram = draw_histogram(tmp_path / "lengths.png", [1, 10, 100, 1000], {"train": [1, 0, 5], "test": [0, 2, 0]}, label="characters", log=True)
+    for counts in ({"rows": [0]}, {"rows": [3]}):
+        draw_histogram(tmp_path / "small.png", [0.0, 1.0], counts, label="score")
+    for bars in ([], [("a $x$ label that is very long indeed, and longer than any axis has room for", 0.0, "0")], [("日本", 2.5, "2.5")]):
+        draw_bars(tmp_path / "bars.png", bars, label="rows")
+    write_report(tmp_path, title="prepare", sections=[Section("Length", text="Told.", pictures=[histogram.name, "bars.png"])])
+    text = (tmp_path / "report.md").read_text()
+    assert "Told.\n\n![Length](lengths.png)\n\n![Length](bars.png)" in text
+    assert all((tmp_path / name).read_bytes().startswith(b"\x89PNG") for name in ("lengths.png", "small.png", "bars.png"))

@@ -90,6 +90,15 @@ class Quality(Step):
             yield Broken("boilerplate", 0.6)
 
 
+def score(text: str) -> float:
+    """Score a text by the rules that have no settings (characters, words, lines), 0..1: what the check of prepared rows tells the distribution of."""
+    prose = _FENCED.sub(" ", text).strip()
+    if not prose:
+        return 1.0 if text.strip() else 0.0
+    words, lines = prose.split(), [line.strip() for line in prose.splitlines() if line.strip()]
+    return _score([*_characters(prose, words), *_words(prose, words, []), *_lines(lines)])
+
+
 def _score(broken: Sequence[Broken]) -> float:
     score = 1.0
     for rule in broken:

@@ -1,0 +1,31 @@
+"""How good rows look."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from largeforge.data.check.standard import Standard
+from tests.data.check.clean import check, clean_rows, config, numbers
+
+ONLY: dict[str, Any] = {"only": ["quality"], "examples": 1000}
+
+
+def test_planted_poor_rows_are_found() -> None:
+    """150 rows of one word again and again among 1,000: recall 1, precision 1; a threshold above their share is obeyed. Proves SYS-F-003."""
+    rows = clean_rows("text")
+    poor = set(range(0, 1000, 7))
+    rows = [replace(row, content={"text": "word " * 80}) if number in poor else row for number, row in enumerate(rows)]
+    (finding,) = check(rows, **ONLY)
+    assert (finding.severity, finding.count, numbers(finding)) == ("warning", len(poor), poor)
+    assert check(rows, **ONLY, quality={"max_low_share": 0.2}) == []
+    assert check(rows, **ONLY, quality={"low": 0.0}) == []
+
+
+def test_the_distribution_is_told(tmp_path: Path) -> None:
+    standard = Standard(config(**ONLY)).look(clean_rows(num_rows=200))
+    assert standard.findings() == []
+    assert standard.metrics()["quality_mean"] > 0.6
+    section = standard.sections(tmp_path)[0]
+    assert section.title == "Quality" and (tmp_path / section.pictures[0]).is_file()
