@@ -315,8 +315,15 @@ def _csv(file: Path, *, delimiter: str) -> Iterator[Record | BadRow]:
     csv.field_size_limit(max(csv.field_size_limit(), 1 << 27))  # answers longer than the default of 128 KiB are fine
     with file.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as stream:
         reader = csv.reader(stream, delimiter=delimiter, strict=True)
-        header = next(reader, None)
+        try:
+            header = next(reader, None)
+        except csv.Error as fault:
+            yield BadRow(f"{file}:1", "", f"is no CSV: {fault} (in the header)", "close every quote of the header")
+            return
         if header is None:
+            return
+        if any(_FOREIGN.search(name) for name in header):
+            yield BadRow(f"{file}:1", "", "is not UTF-8 (in the header)", _recode(file))
             return
         while True:
             origin = f"{file}:{reader.line_num + 1}"
@@ -356,7 +363,9 @@ def _table(file: Path, start: int = 0, stop: int | None = None) -> Iterator[Reco
             begin = max(0, start - row)
             end = batch.num_rows if stop is None else min(batch.num_rows, stop - row)
             for at in range(begin, end, _TABLE_ROWS):
-                for value in batch.slice(at, min(_TABLE_ROWS, end - at)).to_pylist():
+                part = batch.slice(at, min(_TABLE_ROWS, end - at))
+                part.validate(full=True)  # a damaged file may hold lengths that lead outside of it
+                for value in part.to_pylist():
                     number += 1
                     yield Record(value, f"{file} row {number}")
             row += batch.num_rows

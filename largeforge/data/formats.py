@@ -93,7 +93,7 @@ def read_row(value: Any, origin: str, layout: Layout | None, *, empty_is_absent:
                 continue
             if name in content:
                 raise BadField(str(name), f"stands beside the fields of {layout}, but is the name under which they are kept: rename it or leave it out")
-            content[str(name)] = _plain(extra, str(name))
+            content[_sound(str(name), str(name))] = _plain(extra, str(name))
         meant = "preference" if layout == "preference" else "text" if layout == "text" else "messages"
         if kind_of(content) != meant:
             clash = "messages" if meant == "text" and "messages" in content else "chosen"

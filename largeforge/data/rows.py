@@ -146,6 +146,12 @@ class BadRow:
     mend: str = ""
     needs_length: int = 0
 
+    def __post_init__(self) -> None:
+        for name in ("origin", "field", "message"):  # a fault can be told even where it quotes what UTF-8 cannot hold
+            said = getattr(self, name)
+            if not said.isascii():
+                object.__setattr__(self, name, said.encode("utf-8", "backslashreplace").decode())
+
     def __str__(self) -> str:
         where = f"{self.origin}  {self.field}: " if self.field else f"{self.origin}  "
         return where + self.message

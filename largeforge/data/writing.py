@@ -212,12 +212,16 @@ def _cell(value: Any) -> str:
 
 
 def _parquet(lines: Path, target: Path, columns: list[str], layout: str) -> None:
+    import pyarrow as pa
     import pyarrow.parquet as pq
 
     schema = _schema(lines, columns, layout)
-    with pq.ParquetWriter(str(target), schema) as writer:
-        for batch in _batches(lines, schema, layout):
-            writer.write_batch(batch)
+    try:
+        with pq.ParquetWriter(str(target), schema) as writer:
+            for batch in _batches(lines, schema, layout):
+                writer.write_batch(batch)
+    except pa.ArrowException as fault:  # what Arrow can hold and Parquet cannot: objects without fields
+        raise InputError(f"Parquet cannot hold these rows: {fault}", next_step="file_type=jsonl") from fault
 
 
 def _arrow(lines: Path, target: Path, columns: list[str], layout: str) -> None:
