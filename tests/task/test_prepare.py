@@ -110,7 +110,7 @@ def test_rows_of_two_kinds_are_refused(tmp_path: Path, capsys: pytest.CaptureFix
 
 def test_nothing_left_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_rows(tmp_path / "rows.jsonl", contents(5))
-    assert prepare("data.path=rows.jsonl", "folder=out", "steps=[length]", "step.length.min_characters=100000") == 2
+    assert prepare("data.path=rows.jsonl", "folder=out", "steps=[length]", "step.length.min_chars=100000") == 2
     assert "No row is left" in capsys.readouterr().err
 
 
@@ -135,7 +135,7 @@ def test_an_artifact_is_prepared_again_and_traced_to_the_raw_file(tmp_path: Path
 def test_unused_settings_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A setting of a step that does not run would be ignored in silence."""
     write_rows(tmp_path / "rows.jsonl", contents(5))
-    assert prepare("data.path=rows.jsonl", "step.length.min_characters=3") == 2
+    assert prepare("data.path=rows.jsonl", "step.length.min_chars=3") == 2
     assert "steps=[normalise,exact_duplicates,split,length]" in capsys.readouterr().err.replace(", ", ",")
     assert prepare("data.path=rows.jsonl", "engine.max_tokens=3") == 2
     assert prepare("data.path=rows.jsonl", "steps=[normalize]") == 2
@@ -167,7 +167,7 @@ def test_killed_and_gone_on_with_it_ends_with_the_same_bytes(tmp_path: Path, pat
     process = child(*words, "folder=out")
     wait_for(pattern, count, process)
     process.send_signal(signal.SIGKILL)
-    process.wait()
+    process.communicate()
     assert not Path("out/artifact").exists()
     before = {path: path.stat().st_mtime_ns for path in Path("out/work").glob("*/*/counts.json")}
     assert len(before) >= count
@@ -182,7 +182,7 @@ def test_work_of_other_settings_is_not_gone_on_with(tmp_path: Path, capsys: pyte
     process = child("data.path=rows.jsonl", "shard_rows=20", "folder=out", "check=none")
     wait_for("out/work/0-*/*/counts.json", 5, process)
     process.send_signal(signal.SIGKILL)
-    process.wait()
+    process.communicate()
     assert prepare("data.path=rows.jsonl", "shard_rows=20", "folder=out", "check=none", "resume=auto", "seed=1") == 2
     assert "seed differ" in capsys.readouterr().err
 
