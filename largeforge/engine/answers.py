@@ -7,6 +7,7 @@ asked shares it. Knows nothing about how an engine answers, nor what answers are
 from __future__ import annotations
 
 import asyncio
+import os
 import queue
 import threading
 from collections import deque
@@ -86,7 +87,7 @@ def answers(
                     return
                 yield window.popleft().result()
         finally:
-            _BRIDGE.run(_ended(asking.tasks))
+            _BRIDGE.end(asking.tasks)
 
 
 def every_answer(engine: Engine, requests: Sequence[ChatRequest], *, in_flight: int) -> Iterator[Answer]:
@@ -117,7 +118,7 @@ def stream(engine: Engine, request: ChatRequest) -> Iterator[Delta]:
                 yield delta
             pumped.result()
         finally:
-            _BRIDGE.run(_ended(tasks))
+            _BRIDGE.end(tasks)
 
 
 class _Asking:
@@ -247,6 +248,14 @@ class _Bridge:
         self._loop.call_soon_threadsafe(self._start_task, work, tasks, future)
         return future
 
+    def end(self, tasks: set[asyncio.Task[Any]]) -> None:
+        """Cancel what runs, and wait until it has ended."""
+        if threading.current_thread() is self._thread:  # see `open`: it cannot wait for itself
+            for task in tasks:
+                task.cancel()
+        else:
+            self.run(_ended(tasks))
+
     def run(self, work: Coroutine[Any, Any, Result]) -> Result:
         """Run a coroutine in the loop and wait for it."""
         assert self._loop is not None
@@ -267,6 +276,10 @@ class _Bridge:
                 future.set_result(task.result())
 
         task.add_done_callback(end)
+
+    def forget(self) -> None:
+        """In a child process that was forked while somebody asked: the thread is not there."""
+        self.__init__()  # type: ignore[misc]
 
     def _start(self) -> None:
         loop = self._loop = asyncio.new_event_loop()
@@ -296,3 +309,4 @@ class _Bridge:
 
 
 _BRIDGE = _Bridge()
+os.register_at_fork(after_in_child=_BRIDGE.forget)

@@ -77,6 +77,7 @@ class Remote:
                 "engine.api_key holds letters that no key has (line breaks, or others than ASCII).", next_step="LARGEFORGE_ENGINE__API_KEY=<the key>"
             )
         self._jitter = random.Random()
+        self._troubled = False
         self._model = config.model
         self._session: aiohttp.ClientSession | None = None
         self._naming: asyncio.Lock | None = None
@@ -168,6 +169,7 @@ class Remote:
             async with self._connections().request(method, self.url + path, json=payload, timeout=timeout, allow_redirects=False) as response:
                 if response.status != 200:
                     raise await self._refusal(response)
+                self._troubled = False
                 yield response
         except asyncio.TimeoutError as fault:
             raise Passing(f"no answer within {seconds:g} s") from fault
@@ -212,7 +214,11 @@ class Remote:
         seconds = fault.after_s + longest * self._jitter.uniform(0.5, 1.0)  # never all at the same moment
         if fault.after_s:
             self.requests.hold(fault.after_s)
-        log.info("%s: %s; again in %.1f s (%d of %d)", self.name, fault, seconds, tries, self.config.retries)
+        # the first of a row is for the user, who would wait and not know why; the rest is for the log
+        log.log(
+            logging.INFO if self._troubled else logging.WARNING, "%s: %s; again in %.1f s (%d of %d)", self.name, fault, seconds, tries, self.config.retries
+        )
+        self._troubled = True
         await asyncio.sleep(seconds)
 
 

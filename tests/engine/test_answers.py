@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import itertools
+import os
 import threading
 import time
+import warnings
 from collections.abc import AsyncGenerator, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,7 +16,7 @@ from typing import Any
 import pytest
 
 from largeforge.chat import Answer, ChatRequest, Delta, Failure, Usage
-from largeforge.engine.answers import AHEAD, DOWN_AFTER, ShutOut, answers, every_answer, stream
+from largeforge.engine.answers import _BRIDGE, AHEAD, DOWN_AFTER, ShutOut, answers, every_answer, stream
 from largeforge.engine.config import BudgetConfig
 from largeforge.engine.journal import Journal
 from largeforge.engine.limits import Budget
@@ -204,6 +207,38 @@ def test_a_stream() -> None:
     next(said)
     said.close()  # type: ignore[attr-defined]
     assert endless.running == 0 and endless.closed == 1
+
+
+def test_an_iterator_that_is_collected_in_the_bridge_itself() -> None:
+    """Forgotten in a cycle, and found by the collector while the event loop's thread runs: nobody waits for themselves."""
+    engine = Scripted()
+    held: list[Any] = [answers(engine, map(ask, ["quick", "hang"]), in_flight=2)]
+    held.append(held)
+    next(held[0])
+    thread = _BRIDGE._thread
+    assert thread is not None and _BRIDGE._loop is not None
+    loop = _BRIDGE._loop
+    del held
+    loop.call_soon_threadsafe(gc.collect)
+    thread.join(10)
+    assert not thread.is_alive() and engine.closed == 1 and engine.running == 0
+    until = time.monotonic() + 5
+    while _BRIDGE._thread is not None and time.monotonic() < until:
+        time.sleep(0.01)
+    assert texts(answers(engine, [ask("again")], in_flight=1)) == ["again"]
+
+
+def test_a_forked_process_can_ask() -> None:
+    """A child that was forked while its parent asked has a bridge of its own."""
+    found = answers(Scripted(), map(ask, ["quick", "hang"]), in_flight=2)
+    next(found)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Python says that forking beside threads is a risk: it is what is tried here
+        child = os.fork()
+    if child == 0:
+        os._exit(0 if texts(answers(Scripted(), [ask("child")], in_flight=1)) == ["child"] else 1)
+    assert os.waitpid(child, 0)[1] == 0
+    found.close()  # type: ignore[attr-defined]
 
 
 # ---- journal ----

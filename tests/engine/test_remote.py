@@ -121,6 +121,16 @@ def test_waits_double_and_retry_after_is_honoured(openai_server: OpenAIServer, m
     assert time.monotonic() - start < 5
 
 
+def test_who_waits_knows_why(openai_server: OpenAIServer, caplog: pytest.LogCaptureFixture) -> None:
+    """Of a row of troubles the first is a warning, that the terminal shows; after an answer the next is one again."""
+    caplog.set_level(logging.INFO)
+    openai_server.trouble.extend([Trouble(503), Trouble(503), None, Trouble(429)])
+    all_of(engine(openai_server, in_flight=1), [ask("a"), ask("b")])
+    said = [(record.levelname, record.getMessage()) for record in caplog.records if record.name == "largeforge.engine"]
+    assert [level for level, _ in said] == ["WARNING", "INFO", "WARNING"]
+    assert said[0][1].startswith(f"tiny at {openai_server.url}: status 503; again in 0.") and said[0][1].endswith("(1 of 5)")
+
+
 def test_retry_after() -> None:
     """Seconds or a date; nonsense is nothing."""
     assert retry_after({"Retry-After": "2.5"}) == 2.5 and retry_after({}) == 0 == retry_after({"Retry-After": "soon"}) == retry_after({"Retry-After": "-3"})
