@@ -29,7 +29,8 @@ class Teacher:
         self.asked: list[ChatRequest] = []
 
     def __call__(self, requests: Iterable[ChatRequest]) -> Iterator[Said]:
-        source, window = iter(requests), []
+        source = iter(requests)
+        window: list[ChatRequest] = []
         while True:
             while len(window) < self.ahead and (request := next(source, None)) is not None:
                 window.append(request)
@@ -133,7 +134,7 @@ def test_only_rows_to_train_on_and_only_a_share_of_them() -> None:
 
 def test_a_stop_loses_no_row_in_silence() -> None:
     teacher = Teacher(other_words, stop_after=6)
-    seen = []
+    seen: list[Any] = []
     with pytest.raises(Interrupted):
         seen.extend(make("augment", live=teacher.live)(ROWS))
     assert len(seen) < 24

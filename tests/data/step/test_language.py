@@ -121,7 +121,8 @@ def test_what_is_too_short_to_tell(short: str) -> None:
 
 
 def test_code_and_links_are_not_read() -> None:
-    said = "Der folgende Ausdruck zählt alle Zeilen der Datei:\n```python\nfor line in open(path): count = count + 1  # count every line of the file\n```"
+    code = "\n".join(f"for line in open(path):  # count every line of the file, part {part} of the whole story" for part in range(9))
+    said = f"Der folgende Ausdruck zählt alle Zeilen der Datei:\n```python\n{code}\n```"
     [row] = kept(make("language", keep=["de"])([text(f"{said} https://example.org/how-to-count-all-the-lines-of-a-file")]))
     assert row.lineage["language"] == "de"
 

@@ -69,6 +69,7 @@ LOOKALIKES = [
     "Upgrade to version 1.2.3.4 first.",
     "pip install torch==2.11.0.1",
     "Chapter 3.2.1.4 tells more.",
+    "The part is called 1.2.3.4 in the catalogue.",
     "Listen on 127.0.0.1:8000 or 0.0.0.0.",
     "The mask is 255.255.255.0.",
     "It costs $1,299.99, down from $1,499.00.",
@@ -110,7 +111,7 @@ def pii() -> Pii:
 
 
 def test_recall_and_precision(pii: Pii) -> None:
-    """38 planted entities and 33 texts that look like some: recall at least 0.97 and precision 1 of the right kind at the right place."""
+    """38 planted entities and 34 texts that look like some: recall at least 0.97 and precision 1 of the right kind at the right place."""
     found = [[(hit.kind, said[hit.start : hit.end]) for hit in pii.find(said)] for _, said, _ in PLANTED]
     right = [any(kind == k and (value is None or value == v) for k, v in hits) for (kind, _, value), hits in zip(PLANTED, found, strict=True)]
     wrong = [hits for hits in found if len(hits) > 1]

@@ -37,6 +37,7 @@ GOOD = {
     "a list": "Three fruits that are red:\n- apples\n- cherries\n- strawberries\n- currants\n- raspberries",
     "a sum": "Natalia sold 48 / 2 = 24 clips in May. Natalia sold 48 + 24 = 72 clips altogether in April and May. #### 72",
     "code": "```python\ndef add(a, b):\n    return a + b\n\n\nprint(add(1, 2), add(3, 4), add(5, 6))\n```",
+    "code of symbols": "```apl\n{+/x} [[]] (()) ;;;; ==== !!!! <<<< >>>> ++++ ---- {{}} @@@@\n{{}} [[]] (()) ;;;; ==== !!!! <<<< >>>> ++++ {{}}\n```",
     "code and words": "Use a comprehension:\n\n```python\n[[x * y for x in range(10)] for y in range(10)]\n```\n\nIt is shorter, and quicker than the loop.",
     "json": '{"name": "Ada", "born": 1815, "fields": ["mathematics", "computing"]}',
     "a poem": "Nothing is so beautiful as spring,\nWhen weeds in wheels shoot long and lovely and lush.\nNothing is so quiet as the snow\nThat falls on snow.",
@@ -83,7 +84,7 @@ def quality() -> Quality:
 
 
 def test_recall_and_precision_on_planted_junk(quality: Quality) -> None:
-    """23 junk answers and 22 good ones, of which each is of another kind: recall and precision are 1."""
+    """23 junk answers and 23 good ones, of which each is of another kind: recall and precision are 1."""
     rows = [chat("Tell me about it, please.", said, name) for name, said in GOOD.items()]
     rows += [chat("Tell me about it, please.", said, name) for name, (said, _) in JUNK.items()]
     out = {item.row.origin for item in dropped(quality(rows))}
