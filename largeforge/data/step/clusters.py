@@ -31,6 +31,9 @@ MAPS_OPEN = 128  # shards whose evidence is mapped at a time
 MAX_COMPARED = 64
 """Candidates that a text is compared with, those first that share the most bands: a bound for data whose every row is half like every other.
 A near pair is lost by it only where 64 other rows share as many bands."""
+MAX_MET = 8192
+"""Entries of buckets that are looked through for a text, those of small buckets first, of a large one the latest: where a long beginning is common
+to all rows, the buckets that it fills say nothing about who is near."""
 
 
 @dataclass(frozen=True)
@@ -73,8 +76,8 @@ def batches(texts: Iterable[str]) -> Iterator[list[str]]:
 def repeats(surveys: Sequence[Survey], folder: Path, parallel: Parallel, near: Nearness, *, order: np.ndarray | None = None) -> Iterator[Repeat]:
     """Find every text that is near to one before it that stays.
 
-    A text stays unless it is near to an earlier one that stays: of a chain a ~ b ~ c whose ends are not near, b goes and a and c stay. So every text that goes is
-    near to one that stays, and no two that stay are near (but for what the bands miss: `Nearness.rows_of_band`).
+    A text stays unless it is near to an earlier one that stays: of a chain a ~ b ~ c whose ends are not near, b goes and a and c stay. So every text that
+    goes is near to one that stays, and no two that stay are near (but for what the bands miss: `Nearness.rows_of_band`).
 
     Args:
         surveys: of every shard, in order.
@@ -289,11 +292,17 @@ class Candidates:
         """Places that were kept in these buckets: those in most of them first, of equals the earliest."""
         import numpy as np
 
-        counts = self._filled[buckets]
-        total = int(counts.sum())
+        filled = self._filled[buckets]
+        total = int(filled.sum())
         if not total:
             return np.zeros(0, dtype=np.int64)
-        begins = np.repeat(self._starts[buckets] - (np.cumsum(counts) - counts), counts)
+        counts = filled
+        if total > MAX_MET:
+            by_size = np.argsort(filled, kind="stable")
+            buckets, filled = buckets[by_size], filled[by_size]
+            counts = np.clip(MAX_MET - (np.cumsum(filled) - filled), 0, filled)
+            total = MAX_MET
+        begins = np.repeat(self._starts[buckets] + filled - counts - (np.cumsum(counts) - counts), counts)
         found, times = np.unique(self._slots[begins + np.arange(total)], return_counts=True)
         return found[np.argsort(-times, kind="stable")]
 

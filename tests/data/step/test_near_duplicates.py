@@ -150,6 +150,17 @@ def test_many_equal_rows_cost_no_more_than_others(tmp_path: Path) -> None:
     assert gone(run(make("near_duplicates"), [same] * 3000, tmp_path, num_shards=2)) == list(range(1, 3000))
 
 
+def test_a_long_common_beginning_hides_nothing(made: list[Made], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """1,200 rows that share 60 of some 140 words: buckets that all rows fill are looked through in part only, and what is near is found all the same."""
+    some = made[:1200]
+    rows = [text(" ".join([*(f"system{number}" for number in range(60)), one.text]), number) for number, one in enumerate(some)]
+    near = [number for number, one in enumerate(some) if one.origin >= 0]
+    found = gone(run(make("near_duplicates", threshold=0.88), rows, tmp_path / "all"))
+    monkeypatch.setattr(clusters, "MAX_MET", 100)
+    in_part = gone(run(make("near_duplicates", threshold=0.88), rows, tmp_path / "part"))
+    assert len(set(found) & set(near)) >= 0.95 * len(near) and len(set(in_part) & set(found)) >= 0.97 * len(found)
+
+
 def test_too_few_permutations_are_refused() -> None:
     with pytest.raises(InputError, match="num_perm=4 is too few for threshold=0.5: of the pairs at the threshold 94%"):
         make("near_duplicates", num_perm=4, threshold=0.5).ready()
