@@ -19,9 +19,10 @@ from largeforge.data.rows import Kind, Row, canonical
 from largeforge.data.shard_work import BAD, COUNTS, DROPPED
 from largeforge.data.shards import DROPPED as DROPPED_FILE
 from largeforge.data.shards import KIND, ROWS_PER_FILE, SPLITS, lineage_file, row_file, write_summary
+from largeforge.data.writing import FileType, WrittenLayout
 
 
-def assemble(draft: Path, outcome: Outcome, *, sources: Sequence[Reference], layout: str = "canonical", file_type: str = "jsonl") -> str:
+def assemble(draft: Path, outcome: Outcome, *, sources: Sequence[Reference], layout: WrittenLayout = "canonical", file_type: FileType = "jsonl") -> str:
     """Fill an artifact in the making; return its kind.
 
     Args:
@@ -45,10 +46,14 @@ def assemble(draft: Path, outcome: Outcome, *, sources: Sequence[Reference], lay
         if parts:
             splits[split] = _write_split(draft, split, parts)
     if layout != "canonical" or file_type != "jsonl":
-        from largeforge.data.writing import rewrite
+        from largeforge.data.writing import rewrite, written_kind
 
         for split, facts in splits.items():
-            facts["files"] = [rewrite(draft / name, split=split, layout=layout, file_type=file_type).relative_to(draft).as_posix() for name in facts["files"]]
+            known = [lineage_file(draft, split, number) for number in range(len(facts["files"]))]
+            names = zip(facts["files"], known, strict=True)
+            made = [rewrite(draft / name, split=split, layout=layout, file_type=file_type, lineage=lineage) for name, lineage in names]
+            facts["files"] = [file.relative_to(draft).as_posix() for file in made]
+        kinds = {written_kind(layout, kind): count for kind, count in kinds.items()} if len(kinds) == 1 else kinds
     write_summary(draft, kinds=kinds, splits=splits, sources=sources, layout=layout, file_type=file_type)
     _write_dropped(draft / DROPPED_FILE, outcome)
     for tally in outcome.tallies:

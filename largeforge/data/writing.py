@@ -48,6 +48,11 @@ def read_layout(layout: str, kind: Kind) -> Layout:
     return named.get(layout, kind)
 
 
+def written_kind(layout: str, kind: Kind) -> Kind:
+    """What kind rows of a kind are once they are written in a layout: pairs as chat are chat."""
+    return "messages" if layout in ("messages", "sharegpt", "alpaca", "prompt_completion") else kind
+
+
 def write_rows(rows: Iterable[Row], file: Path, *, layout: WrittenLayout = "canonical", file_type: FileType | None = None) -> int:
     """Write rows to a file, whole or not at all; return how many. Memory does not grow with them.
 
@@ -89,18 +94,41 @@ def write_rows(rows: Iterable[Row], file: Path, *, layout: WrittenLayout = "cano
     return count
 
 
-def rewrite(file: Path, *, split: str, layout: WrittenLayout, file_type: FileType) -> Path:
-    """Replace a file of canonical JSON lines by the same rows in another layout and type of file; return the new file. Raises InputError."""
+def rewrite(file: Path, *, split: str, layout: WrittenLayout, file_type: FileType, lineage: Path | None = None) -> Path:
+    """Replace a file of canonical JSON lines by the same rows in another layout and type of file; return the new file.
+
+    Args:
+        file: of a data artifact in the making.
+        split: of its rows.
+        layout: how a row is written.
+        file_type: what it is written to.
+        lineage: its lines get the ids of what is written, where that makes another kind of row.
+
+    Raises:
+        InputError: a row that the layout or the type of file cannot hold.
+    """
     target = file.with_suffix(f".{file_type}")
+    other = any(written_kind(layout, kind_of(content)) != kind_of(content) for content in islice(_records(file), 1))
 
     def rows() -> Iterator[Row]:
         for number, content in enumerate(_records(file), start=1):
             yield Row(content, f"{file.name}:{number}", split=split)
 
+    if other and lineage is not None:
+        _with_new_ids(lineage, (Row(laid_out(row.content, "messages"), row.origin) for row in rows()))
     write_rows(rows(), target, layout=layout, file_type=file_type)
     if target != file:
         file.unlink()
     return target
+
+
+def _with_new_ids(lineage: Path, rows: Iterator[Row]) -> None:
+    draft = lineage.with_name(f".{lineage.name}.{os.getpid()}")
+    with draft.open("wb") as stream:
+        for known, row in zip(_records(lineage), rows, strict=True):
+            stream.write(canonical({**known, "id": row.id, "pair": known["id"]}) + b"\n")
+        _settle(stream)
+    os.replace(draft, lineage)
 
 
 # ---- layouts ----

@@ -13,7 +13,7 @@ import pytest
 
 from largeforge.data.raw import Rows
 from largeforge.data.rows import BadRow, Row
-from largeforge.data.writing import FileType, WrittenLayout, read_layout, rewrite, write_rows
+from largeforge.data.writing import FileType, WrittenLayout, read_layout, rewrite, write_rows, written_kind
 from largeforge.errors import InputError
 from tests.data.tiny import make_rows_config
 
@@ -215,3 +215,19 @@ def test_a_file_of_an_artifact_is_rewritten_in_its_place(tmp_path: Path) -> None
     with pytest.raises(InputError, match=r"train-00000.jsonl:1 .* cannot be written as layout=preference"):
         write_rows(iter(rows_of(PLAIN)), file)
         rewrite(file, split="train", layout="preference", file_type="csv")
+
+
+def test_a_pair_written_as_chat_gets_the_id_of_what_is_written(tmp_path: Path) -> None:
+    file, lineage = tmp_path / "train-00000.jsonl", tmp_path / "lineage.jsonl"
+    pairs = rows_of(PAIRS)
+    write_rows(iter(pairs), file)
+    lineage.write_text("".join(json.dumps({"id": row.id, "origin": row.origin}) + "\n" for row in pairs), encoding="utf-8")
+    made = rewrite(file, split="train", layout="sharegpt", file_type="json", lineage=lineage)
+    known = [json.loads(line) for line in lineage.read_text(encoding="utf-8").splitlines()]
+    assert [line["id"] for line in known] == [row.id for row in read(made)]
+    assert [line["pair"] for line in known] == [row.id for row in pairs]
+    assert (written_kind("sharegpt", "preference"), written_kind("preference_text", "preference"), written_kind("canonical", "text")) == (
+        "messages",
+        "preference",
+        "text",
+    )
