@@ -39,8 +39,15 @@ class Running(dict[str, Server]):
             server.__exit__(None, None, None)  # type: ignore[attr-defined]
 
 
+@pytest.fixture(scope="session")
+def botocore_loader() -> object:
+    """What botocore knows of S3, read once: every new client of a test would read it again for a third of a second."""
+    loaders = pytest.importorskip("botocore.loaders")
+    return loaders.create_loader()
+
+
 @pytest.fixture
-def environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, cache: Path) -> None:
+def environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, cache: Path, botocore_loader: object) -> None:
     """Nobody's credentials, and no waiting for a cloud's metadata server."""
     for name in servers.VARIABLES:
         monkeypatch.delenv(name, raising=False)
@@ -50,6 +57,7 @@ def environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, cache: Path) ->
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
     monkeypatch.setenv("NO_GCE_CHECK", "true")
     monkeypatch.setattr("largeforge.storage.bucket.PAUSE_S", 0.01)
+    monkeypatch.setattr("botocore.session.create_loader", lambda *_: botocore_loader)
 
 
 def reach(server: Server, monkeypatch: pytest.MonkeyPatch, bucket: str) -> Server:

@@ -365,7 +365,9 @@ def objects_read(server: Server) -> list[str]:
 
 def child(statement: str) -> subprocess.Popen[str]:
     """Another process that uses storage."""
-    code = f"from pathlib import Path\nfrom tests.storage.test_remote import auto\n{statement}"
+    made = "Auto(AutoConfig(_target_='largeforge.storage.auto.Auto', cache_gib=1.0))"
+    head = "from pathlib import Path\nfrom largeforge.storage.auto import Auto\nfrom largeforge.storage.config import AutoConfig"
+    code = f"{head}\ndef auto(): return {made}\n{statement}"
     return subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, env=dict(os.environ), text=True)
 
 
