@@ -82,6 +82,7 @@ class QualityConfig(Typed):
 
     low: Fraction = Field(description="A row with a lower score is poor.")
     max_low_share: Fraction = Field(description="More poor rows than this share are a warning.")
+    sample: PositiveInt = Field(description="Rows that are scored; the same rows on every machine.")
 
 
 class StandardConfig(CheckConfig):

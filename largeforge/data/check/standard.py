@@ -86,7 +86,7 @@ class Standard:
         config: typed.
         seed: of nothing here: which rows are compared follows from the rows alone.
         progress: where the end of the work is told.
-        folder: where records are kept until `close`; None is a temporary folder.
+        folder: where records are kept until `close`, below `records`; None is a temporary folder.
     """
 
     def __init__(self, config: StandardConfig, *, seed: int = 0, progress: Progress | None = None, folder: Path | None = None) -> None:
@@ -97,7 +97,7 @@ class Standard:
             said = f"check.only and check.skip both name {', '.join(clash)}." if clash else "check.only and check.skip leave no check."
             raise InputError(said, next_step="take it off one of them; check=none checks nothing")
         self._given = folder
-        self._remove: Callable[[], object] | None = None  # takes the temporary folder away, here or when nobody needs this any more
+        self._remove: Callable[[], object] | None = None  # takes the records away, here or when nobody needs this any more
         self._sum: Looking | None = None
         self._findings: list[Finding] | None = None
 
@@ -161,11 +161,13 @@ class Standard:
 
     def _total(self) -> Looking:
         if self._sum is None:
-            folder = self._given
-            if folder is None:
+            if self._given is None:
                 folder = Path(tempfile.mkdtemp(prefix="largeforge-check-"))
-                self._remove = finalize(self, shutil.rmtree, folder, ignore_errors=True)
-            folder.mkdir(parents=True, exist_ok=True)
+            else:
+                folder = self._given / "records"
+                shutil.rmtree(folder, ignore_errors=True)  # what a run that was killed left
+                folder.mkdir(parents=True)
+            self._remove = finalize(self, shutil.rmtree, folder, ignore_errors=True)
             self._sum = self.fresh()
             self._sum.origins.spill(folder / "origins.bin")
             for check in self._sum.checks:

@@ -29,12 +29,17 @@ PLACES = """near the lake; in the afternoon; before the rain; with great care; o
  festival; under the roof; at the end of the street; without any hurry; during the summer; by the window; with a friend; in the
  north; between two hills; at noon; beside the fire""".split(";")
 
+ENDS = [
+    f"{one} {two}"
+    for one in (", and that is", ", which is", "; it is", ", or so they say,", " and will be")
+    for two in "page line room number part year about for".split()
+]
+
 
 def sentence(draw: random.Random) -> str:
     parts = (" ".join(draw.choice(words).split()) for words in (SUBJECTS, VERBS, OBJECTS, PLACES))
     said = " ".join(parts)
-    last = draw.choice(["large", "round", "old", "bright", "plain", "ready"])
-    return f"{said[0].upper()}{said[1:]}, and {draw.randrange(2, 900)} of them have been seen to be {last}."
+    return f"{said[0].upper()}{said[1:]}{draw.choice(ENDS)} {draw.randrange(2, 900)}."
 
 
 def sentences(draw: random.Random, least: int, most: int) -> str:

@@ -29,3 +29,12 @@ def test_the_distribution_is_told(tmp_path: Path) -> None:
     assert standard.metrics()["quality_mean"] > 0.6
     section = standard.sections(tmp_path)[0]
     assert section.title == "Quality" and (tmp_path / section.pictures[0]).is_file()
+
+
+def test_a_sample_gives_the_share_of_all_rows() -> None:
+    """Of 1,000 rows with 20 % poor ones, 300 are scored: 20 % of these are poor, give or take 7, whatever the order of the rows."""
+    rows = [replace(row, content={"text": "word " * 80 + str(number)}) if number % 5 == 0 else row for number, row in enumerate(clean_rows("text"))]
+    told = [check(order, **ONLY, quality={"sample": 300})[0] for order in (rows, rows[::-1])]
+    assert told[0].message == told[1].message and sorted(told[0].examples) == sorted(told[1].examples)
+    assert 39 <= told[0].count <= 81 and all(number % 5 == 0 for number in numbers(told[0]))
+    assert "rows looked at" in told[0].message

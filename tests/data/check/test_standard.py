@@ -138,6 +138,15 @@ def test_nothing_has_every_verb(tmp_path: Path) -> None:
     assert public <= set(dir(nothing))
 
 
+def test_records_of_a_killed_run_are_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(spill, "BUFFER_BYTES", 1)
+    rows = defective_rows(100)
+    killed = Standard(config(only=["duplicates"]), folder=tmp_path).look(rows)
+    again = Standard(config(only=["duplicates"]), folder=tmp_path).look(rows)
+    assert again.findings() == check(rows, only=["duplicates"])
+    killed.close()
+
+
 def test_temporary_records_are_taken_away() -> None:
     standard = Standard(config()).look(clean_rows(num_rows=50))
     folder = standard._total().origins.path
