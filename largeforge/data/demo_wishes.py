@@ -28,10 +28,10 @@ from largeforge.data.demo_phrases import (
     DataPhrases,
     Family,
 )
+from largeforge.data.demo_slots import ALTERNATIVES, Frame, frame
 from largeforge.data.demo_values import VALUES
 
 PROGRAM = "python -m largeforge"
-ALTERNATIVES = re.compile(r"\[([^\[\]]*)\]")
 
 
 @dataclass(frozen=True)
@@ -89,43 +89,40 @@ def wishes(language: Language, count: int, *, seed: int) -> list[Wish]:
 
 def _wish(language: Language, rng: Random) -> Wish:
     family = _drawn(language.families, rng)
-    frame = _spoken(rng.choice(family.frames), rng)
+    chosen = frame(rng.choice(family.frames))
+    said = chosen.draw(rng)
     words = [f"task={family.task}"]
     if family.task == "chat":
-        text, asked = _chat(language, frame, rng)
+        text, asked = _chat(language, chosen, said, rng)
     else:
-        text, asked = _training(language, family, frame, rng)
+        text, asked = _training(language, chosen, said, rng)
     return Wish(_finished(language, text, rng), " ".join([PROGRAM, *words, *asked]), family.name)
 
 
 # ---- what is wished for ----
 
 
-def _chat(language: Language, frame: str, rng: Random) -> tuple[str, list[str]]:
+def _chat(language: Language, chosen: Frame, said: dict[str, str], rng: Random) -> tuple[str, list[str]]:
     """Fill a frame of the task chat."""
-    said, model = _model(language, rng, artifact=0.65)
+    said["model"], model = _model(language, rng, artifact=0.65)
     asked = [f"model={model}"]
-    if "{prompt}" in frame:
+    if chosen.needs("prompt"):
         prompt = language.value("prompt", rng)
         asked.append(f'prompt="{prompt}"')
-        quoted = rng.choice((f'"{prompt}"', f'"{prompt}"', f"'{prompt}'" if "'" not in prompt else f'"{prompt}"'))
-        frame = frame.replace("{prompt}", quoted)
-    return frame.replace("{model}", said), asked
+        said["prompt"] = rng.choice((f'"{prompt}"', f'"{prompt}"', f"'{prompt}'" if "'" not in prompt else f'"{prompt}"'))
+    return chosen.template.render(said), asked
 
 
-def _training(language: Language, family: Family, frame: str, rng: Random) -> tuple[str, list[str]]:
-    """Fill a frame of a training task."""
-    said, model = _model(language, rng, artifact=0.06)
+def _training(language: Language, chosen: Frame, said: dict[str, str], rng: Random) -> tuple[str, list[str]]:
+    """Fill a frame of a training task; how its options are joined to it is decided by what stands around them."""
+    said["model"], model = _model(language, rng, artifact=0.06)
     asked = [f"model={model}"]
-    text = frame.replace("{model}", said)
-    if "{data}" in frame:
-        said, words = _data(language, rng)
+    if chosen.needs("data"):
+        said["data"], words = _data(language, rng)
         asked += words
-        text = text.replace("{data}", said)
-    least = 1 if frame.startswith("{options}") else 0
-    options = _options(rng, least=least)
+    options = _options(rng, least=1 if chosen.opens_with == "options" else 0)
     pairs = [(option, _value(language, option, rng)) for option in options]
-    text, settings = _with_options(language, text, pairs, rng)
+    text, settings = _with_options(language, chosen.template.render({**said, "options": "{options}"}), pairs, rng)
     return text, asked + settings
 
 

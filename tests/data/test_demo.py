@@ -19,6 +19,7 @@ from largeforge.data.config import DemoConfig
 from largeforge.data.demo import Demo
 from largeforge.data.demo_options import OPTIONS, Said
 from largeforge.data.demo_phrases import MODELS
+from largeforge.data.demo_slots import frame
 from largeforge.data.demo_values import VALUES
 from largeforge.data.demo_wishes import HELDOUT, TRAINING, Language, Wish, nearest, spellings, wishes, words_of
 
@@ -120,6 +121,23 @@ def test_the_same_rows_on_every_machine(trained: list[Wish]) -> None:
 
 
 SUM_OF_200 = "08eaf8fd6a0f4f3839aa32c0f11e8e7ae5f930e4da4d2537e8c1e9978a8ea49f"
+
+
+def test_the_same_heldout_rows_on_every_machine(heldout: list[Wish]) -> None:
+    assert hashlib.sha256(json.dumps([[w.text, w.command] for w in heldout]).encode()).hexdigest() == SUM_OF_HELDOUT
+
+
+SUM_OF_HELDOUT = "f36687e2f4b01966d5b82db6e837cf0cb7d16dfb2e153b6d41b63b934dfdaa4e"
+
+
+def test_frames_are_templates_with_typed_slots() -> None:
+    """A frame's choices are text slots drawn from left to right, the sentence is a Jinja2 template."""
+    made = frame("[tune|train] {model} [on|with] {data} {options}")
+    assert made.template.source == "{{ said_0 }} {{ model }} {{ said_1 }} {{ data }} {{ options }}"
+    assert [slot.values for slot in made.slots.values()] == [["tune", "train"], ["on", "with"]]
+    words = {tuple(made.draw(Random(seed)).values()) for seed in range(40)}
+    assert words == {(left, right) for left in ("tune", "train") for right in ("on", "with")}
+    assert (made.needs("data"), made.needs("prompt"), frame("{options}: go").opens_with, made.opens_with) == (True, False, "options", "")
 
 
 def test_every_wish_says_what_its_command_says(trained: list[Wish], heldout: list[Wish]) -> None:

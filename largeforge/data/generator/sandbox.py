@@ -7,7 +7,7 @@ nobody set is an error, never an empty text. Knows nothing about rows or slots.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import date
 from functools import lru_cache, wraps
@@ -15,7 +15,6 @@ from typing import Any
 
 from jinja2 import StrictUndefined, Template, TemplateError, TemplateSyntaxError, nodes
 from jinja2.exceptions import SecurityError
-from jinja2.meta import find_undeclared_variables
 from jinja2.runtime import LoopContext
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
@@ -93,9 +92,9 @@ def compiled(source: str) -> Text:
     environment = _environment()
     try:
         tree = environment.parse(source)
-        _refuse(tree, depth=0)
-        names = find_undeclared_variables(tree) - set(environment.globals)
-        return Text(source, environment.from_string(source), frozenset(names))
+        names = set(_names(tree, bound=frozenset(environment.globals), depth=0))
+        template = Template.from_code(environment, environment.compile(tree), environment.make_globals(None))
+        return Text(source, template, frozenset(names))
     except TemplateSyntaxError as fault:
         raise TemplateFault(fault.message or "is no Jinja2", fault.lineno) from fault
     except TemplateError as fault:
@@ -140,17 +139,22 @@ def _decimals(value: float, places: int = 2) -> str:
     return f"{value:.{max(0, min(9, places))}f}"
 
 
-def _refuse(node: nodes.Node, *, depth: int) -> None:
-    """Raise TemplateFault for a construct that is not among those allowed."""
+def _names(node: nodes.Node, *, bound: frozenset[str], depth: int) -> Iterator[str]:
+    """Yield the names that a template must be given. Raises TemplateFault for a construct that is not among those allowed."""
     if not isinstance(node, _NODES) or (isinstance(node, nodes.For) and node.recursive):
         raise TemplateFault(f"{type(node).__name__.lower()} is not allowed in templates (values, filters, if and for are)", node.lineno)
     if isinstance(node, nodes.Call) and not (isinstance(node.node, nodes.Name) and node.node.name == "range"):
         raise TemplateFault("nothing can be called but range(...); filters do the rest: {{ name | upper }}", node.lineno)
-    depth += isinstance(node, nodes.For)
-    if depth > 2:
-        raise TemplateFault("loops go two deep at most", node.lineno)
-    for child in node.iter_child_nodes():
-        _refuse(child, depth=depth)
+    if isinstance(node, nodes.Name) and node.ctx == "load" and node.name not in bound:
+        yield node.name
+    if isinstance(node, nodes.For):
+        depth += 1
+        if depth > 2:
+            raise TemplateFault("loops go two deep at most", node.lineno)
+        yield from _names(node.iter, bound=bound, depth=depth)
+        bound |= {"loop", *(name.name for name in (node.target, *node.target.find_all(nodes.Name)) if isinstance(name, nodes.Name))}
+    for child in node.iter_child_nodes(exclude=("iter",) if isinstance(node, nodes.For) else ()):
+        yield from _names(child, bound=bound, depth=depth)
 
 
 def _guarded(function: Callable[..., Any]) -> Callable[..., Any]:
