@@ -108,13 +108,13 @@ def rewrite(file: Path, *, split: str, layout: WrittenLayout, file_type: FileTyp
         InputError: a row that the layout or the type of file cannot hold.
     """
     target = file.with_suffix(f".{file_type}")
-    other = any(written_kind(layout, kind_of(content)) != kind_of(content) for content in islice(_records(file), 1))
+    pairs = any(kind_of(content) == "preference" for content in islice(_records(file), 1))
 
     def rows() -> Iterator[Row]:
         for number, content in enumerate(_records(file), start=1):
             yield Row(content, f"{file.name}:{number}", split=split)
 
-    if other and lineage is not None:
+    if pairs and lineage is not None and written_kind(layout, "preference") != "preference":
         _with_new_ids(lineage, (Row(laid_out(row.content, "messages"), row.origin) for row in rows()))
     write_rows(rows(), target, layout=layout, file_type=file_type)
     if target != file:

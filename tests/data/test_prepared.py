@@ -11,12 +11,13 @@ import pytest
 from largeforge.artifact import Artifact as Folder
 from largeforge.artifact import write_artifact
 from largeforge.build import build
+from largeforge.config.compose import compose
 from largeforge.contract import Reference, StepWindow
 from largeforge.data.config import ArtifactConfig
 from largeforge.data.prepared import Artifact
 from largeforge.data.rows import Row
 from largeforge.data.shards import DataWriter
-from largeforge.errors import ArtifactError, InputError, RowError
+from largeforge.errors import ArtifactError, ConfigError, InputError, RowError
 from tests.data.test_raw import Bucket
 from tests.data.tiny import exchange, make_tokenizer
 
@@ -130,3 +131,24 @@ def test_what_is_no_artifact_is_told(cache: Path, tmp_path: Path, monkeypatch: p
     with pytest.raises(InputError, match="is no artifact: it holds no manifest.json") as caught:
         Artifact(config(path)).prepare()
     assert mend in caught.value.next_step
+
+
+@pytest.mark.parametrize(
+    ("argv", "says"),
+    [
+        (["task=sft", "data.path=rows.jsonl"], "data=demo has no path, data=chat has: add data=chat"),
+        (["task=sft", "data=text", "data.path=rows.jsonl"], "task=sft takes one of: artifact, chat, demo"),
+        (["task=sft", "data=preference", "data.path=rows.jsonl"], "task=sft takes one of: artifact, chat, demo"),
+        (["task=prepare", "data=chat", "data.path=rows.jsonl"], "task=prepare takes one of: preference, rows, text"),
+    ],
+)
+def test_a_choice_that_a_task_has_no_use_for_is_told(argv: list[str], says: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        compose(argv)
+    assert says in str(caught.value)
+
+
+def test_data_as_a_folder_is_what_the_task_reads(cache: Path, tmp_path: Path) -> None:
+    made = make(tmp_path / "artifact")
+    assert [type(compose([f"task={task}", f"data={made.folder}"]).config.data).__name__ for task in ("sft", "prepare")] == ["ArtifactConfig", "RowsConfig"]  # type: ignore[attr-defined]
+    assert compose(["task=sft", "data=chat", "data.path=s3://bucket/rows.jsonl"]).config.data.path == "s3://bucket/rows.jsonl"  # type: ignore[attr-defined]
