@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import importlib
 import shlex
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 import yaml
 
 from largeforge.config.compose import compose
+from largeforge.config.composed import Composed
 from largeforge.config.fields import config_class, part_class
 from largeforge.config.places import Library, shipped
 from largeforge.config.typed import PartConfig
@@ -43,11 +45,24 @@ def given(argv: list[str]) -> list[str]:
     return argv
 
 
-def task_with(group: str) -> str:
-    for task in LIBRARY.choices("task"):
-        if group in compose(given([f"task={task}"])).choices:
-            return task
-    raise AssertionError(f"no task has the group {group}")
+@lru_cache(maxsize=1)
+def slots() -> list[tuple[str, str]]:
+    """Every (task, key) under which a group can be chosen: ("sft", "data"), ("prepare", "model@teacher"), ("prepare", "data/step@step.length")."""
+    return [(task, key) for task in LIBRARY.choices("task") for key in compose(given([f"task={task}"])).choices if key != "task"]
+
+
+def composed_with(group: str, choice: str) -> tuple[Composed, str]:
+    """Compose a choice where some task takes it; return that, and where it stands."""
+    told = []
+    for task, key in slots():
+        if key.partition("@")[0] == group:
+            try:
+                composed = compose(given([f"task={task}", f"{key}={choice}"]))
+            except (ConfigError, AssertionError) as refused:
+                told.append(str(refused))
+                continue
+            return composed, key
+    raise AssertionError(f"no task takes {group}={choice}: " + "\n".join(told))
 
 
 def test_every_file_is_counted() -> None:
@@ -65,10 +80,10 @@ def test_every_task_composes(task: str) -> None:
 
 @pytest.mark.parametrize(("group", "choice"), PARTS)
 def test_every_choice_composes(group: str, choice: str) -> None:
-    composed = compose(given([f"task={task_with(group)}", f"{group}={choice}"]))
-    assert composed.choices[group] == choice
+    composed, key = composed_with(group, choice)
+    assert composed.choices[key] == choice
     node: Any = composed.config
-    for name in group.split("/"):
+    for name in (key.partition("@")[2] or key.replace("/", ".")).split("."):
         node = getattr(node, name)
     assert type(node).__name__ == f"{node.target.rpartition('.')[2]}Config"
 
@@ -96,7 +111,7 @@ def test_every_choice_has_a_title_and_a_comment_a_key(group: str, choice: str) -
 def test_no_typed_config_has_a_default_and_every_field_is_described() -> None:
     """Law 2: every default stands once, in YAML; a description for every field."""
     seen = 0
-    for path in PACKAGE.rglob("config.py"):
+    for path in PACKAGE.rglob("*config.py"):
         module = importlib.import_module(".".join(["largeforge", *path.relative_to(PACKAGE).with_suffix("").parts]))
         for name, cls in vars(module).items():
             if isinstance(cls, type) and issubclass(cls, (PartConfig, RootConfig)) and cls.__module__ == module.__name__:

@@ -204,6 +204,6 @@ def config_class(target: Any, *, base: type[Typed], package: str, trust: Sequenc
     except ImportError as fault:
         raise RefusedTarget(f"{where}.config cannot be imported ({fault})") from fault
     cls = getattr(module, f"{name}Config", None)
-    if not (isinstance(cls, type) and issubclass(cls, base)) or (cls.__module__ != module.__name__ and root == "largeforge"):
+    if not (isinstance(cls, type) and issubclass(cls, base)) or (not cls.__module__.startswith(f"{where}.") and root == "largeforge"):
         raise RefusedTarget(f"a class with a {name}Config (derived from {base.__name__}) in {where}/config.py")
     return cls

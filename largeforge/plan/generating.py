@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 from largeforge.contract import Progress
 
 if TYPE_CHECKING:
-    from largeforge.task.config import GenerateConfig
+    from largeforge.task.data_config import GenerateConfig
 
 MILLION = 1_000_000
 

@@ -10,7 +10,7 @@ from largeforge.contract import Progress
 from largeforge.plan.report import size
 
 if TYPE_CHECKING:
-    from largeforge.task.config import PrepareConfig
+    from largeforge.task.data_config import PrepareConfig
 
 WHOLE = ("exact_duplicates", "near_duplicates", "semantic_duplicates", "balance", "order")
 """Steps that must have seen every row: each ends a pass over the rows."""

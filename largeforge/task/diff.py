@@ -14,7 +14,7 @@ from largeforge.console import Console
 from largeforge.contract import Progress, Storage
 from largeforge.errors import InputError
 from largeforge.run import Run
-from largeforge.task.config import DiffConfig
+from largeforge.task.data_config import DiffConfig
 from largeforge.task.inspect import local
 
 COMPARISONS = {"data": "largeforge.data.comparing.Comparison"}

@@ -13,7 +13,7 @@ from largeforge.contract import Progress, Storage
 from largeforge.errors import InputError
 from largeforge.report import Section, write_report
 from largeforge.run import Run
-from largeforge.task.config import InspectConfig
+from largeforge.task.data_config import InspectConfig
 
 INSPECTIONS = {"data": "largeforge.data.inspecting.Inspection"}
 """Which part knows what an artifact of a kind holds; the others show what every artifact has."""

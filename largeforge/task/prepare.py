@@ -12,7 +12,7 @@ from largeforge.config.lock import write_lock
 from largeforge.contract import Engine, Executor, LoadedModel, Progress, Quant, Storage
 from largeforge.report import Section, write_report
 from largeforge.run import Run
-from largeforge.task.config import PrepareConfig
+from largeforge.task.data_config import PrepareConfig
 
 
 class Prepare:

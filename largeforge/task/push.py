@@ -12,7 +12,7 @@ from largeforge.build import build, find
 from largeforge.contract import Bar, Progress, Storage
 from largeforge.errors import InputError
 from largeforge.run import Run
-from largeforge.task.config import PushConfig
+from largeforge.task.data_config import PushConfig
 from largeforge.task.inspect import local
 
 HUB = "hub://"
