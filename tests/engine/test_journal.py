@@ -111,6 +111,12 @@ def test_wherever_a_kill_cuts_it(tmp_path: Path) -> None:
                 if journal.find(ticket) is None:
                     journal.write(ticket, SAID)
         assert path.read_bytes() == whole
+    path.write_bytes(whole[:-1])
+    with Journal(path) as journal:
+        journal.write(tickets[2], Answer("", "stop", Usage(0, 0)))  # shorter than what was torn
+    assert path.read_bytes().endswith(b'"completion_tokens": 0}\n')  # and nothing of that is left for other readers
+    with Journal(path) as journal:
+        assert journal.find(tickets[2]) == Answer("", "stop", Usage(0, 0)) and len(journal) == 3
 
 
 def test_what_is_no_journal(tmp_path: Path) -> None:

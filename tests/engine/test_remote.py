@@ -114,6 +114,10 @@ def test_waits_double_and_retry_after_is_honoured(openai_server: OpenAIServer, m
     openai_server.trouble.append(Trouble(429, headers={"Retry-After": "0.5"}))
     all_of(engine(openai_server, in_flight=1), [ask("a"), ask("b")])
     assert openai_server.asked_at[1] - openai_server.asked_at[0] >= 0.5
+    openai_server.asked_at.clear()
+    openai_server.trouble.extend([Trouble(429, headers={"Retry-After": "0.5"}), Trouble(delay_s=0.1)])
+    all_of(engine(openai_server, in_flight=2), [ask("a"), ask("b"), ask("c")])
+    assert len(openai_server.asked_at) == 4 and openai_server.asked_at[2] - openai_server.asked_at[0] >= 0.5  # c too, though b was answered
     openai_server.trouble.append(Trouble(429, headers={"Retry-After": "3600"}))
     start = time.monotonic()
     with pytest.raises(EngineError, match="asks to come back in 3600 s"):
