@@ -33,6 +33,20 @@ class Unigram(torch.nn.Module):
         return Output()
 
 
+class Parrot(torch.nn.Module):
+    """Thinks that every token comes twice."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.scores = torch.nn.Parameter(9.0 * torch.eye(size))
+
+    def forward(self, input_ids: torch.Tensor) -> object:
+        class Output:
+            logits = self.scores[input_ids]
+
+        return Output()
+
+
 def test_by_length_both_ways() -> None:
     lengths = [len(row.text()) for row in ROWS]
     assert [len(row.text()) for row in kept(make("order")(ROWS))] == sorted(lengths)
@@ -124,6 +138,22 @@ def test_by_loss_worked_out_by_hand(tmp_path: Path) -> None:
     assert np.load(tmp_path / "keys.npy").tolist() == pytest.approx(expected, rel=1e-5)
     ordered = kept(step(rows))
     assert [row.id for row in ordered] == [rows[at].id for at in sorted(range(4), key=expected.__getitem__)]
+
+
+def test_a_token_is_foretold_by_those_before_it(tmp_path: Path) -> None:
+    """Against a model that foretells the same token again: a loss that looked at its own token would be low everywhere."""
+    import numpy as np
+
+    tokenizer = make_tokenizer()
+    size = len(tokenizer)
+    model = LoadedModel(Parrot(size), tokenizer, CHATML, Reference("model", "parrot"))  # type: ignore[arg-type]
+    rows = [text("aaaa"), text("abab"), text("aabb")]
+    make("order", by="loss", live={"model": model}).survey(rows, tmp_path)  # type: ignore[attr-defined]
+    ids = [tokenizer(row.text()).input_ids for row in rows]
+    assert [len(set(some)) for some in ids] == [1, 2, 2]
+    total = math.log(math.exp(9.0) + size - 1)
+    expected = [sum(total - 9.0 * (after == before) for before, after in zip(some, some[1:], strict=False)) / (len(some) - 1) for some in ids]
+    assert np.load(tmp_path / "keys.npy").tolist() == pytest.approx(expected, rel=1e-4)
 
 
 @pytest.mark.parametrize("direction", ["ascending", "descending"])

@@ -190,7 +190,7 @@ def test_a_long_text_takes_no_longer_than_its_length(pii: Pii) -> None:
     """No pattern goes back and forth: ten times the text, about ten times the time."""
     hard = ("a." * 50 + "1 " * 50 + "(555) " * 20 + "::::" * 20 + "x@" * 50) * 3
     seconds = []
-    for times in (2, 20):
+    for times in (1, 10):
         began = time.process_time()
         pii.find(hard * times)
         seconds.append(time.process_time() - began)
