@@ -18,11 +18,11 @@ from typing import cast
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-EXTRAS = ("sweep", "test", "dev")
+EXTRAS = ("sweep", "data", "storage", "ray", "test", "dev")
 
 # SPDX ids of open licences that may be used beside Apache-2.0 without changing ours
 OPEN = {
-    "0BSD", "Apache-2.0", "BSD-2-Clause", "BSD-3-Clause", "BSL-1.0", "CC0-1.0", "CNRI-Python", "HPND", "ISC", "MIT", "MIT-CMU", "MPL-2.0", "PSF-2.0",
+    "0BSD", "Apache-2.0", "BSD-2-Clause", "BSD-3-Clause", "BSL-1.0", "CC0-1.0", "CNRI-Python", "HPND", "ISC", "MIT", "MIT-0", "MIT-CMU", "MPL-2.0", "PSF-2.0",
     "Python-2.0", "Unlicense", "Zlib", "LLVM-exception",
 }  # fmt: skip
 
@@ -31,6 +31,7 @@ SPELLINGS = {
     "apache": "Apache-2.0",
     "apache 2.0": "Apache-2.0",
     "apache 2.0 license": "Apache-2.0",
+    "apache license 2.0": "Apache-2.0",
     "apache software license": "Apache-2.0",
     "bsd": "BSD-3-Clause",
     "bsd license": "BSD-3-Clause",
@@ -41,6 +42,9 @@ SPELLINGS = {
     "mozilla public license 2.0 (mpl 2.0)": "MPL-2.0",
     "python software foundation license": "PSF-2.0",
 }
+
+# What was read by hand: the metadata gives the licence's whole text, or no SPDX id
+READ = {"python-dateutil": "Apache-2.0 OR BSD-3-Clause", "wordllama": "MIT"}
 
 
 @dataclass(frozen=True)
@@ -89,7 +93,7 @@ def closure(root: str, extras: Iterable[str]) -> list[str]:
 
 def licence_of(name: str, metadata: Message) -> Licence:
     """Read License-Expression, else License where it is a name and no whole text, else the classifiers."""
-    said = [metadata.get("License-Expression") or ""]
+    said = [READ.get(name, ""), metadata.get("License-Expression") or ""]
     short = (metadata.get("License") or "").strip()
     if "\n" not in short and short.upper() != "UNKNOWN":
         said.append(short)
