@@ -38,8 +38,11 @@ CODE = tuple(
         "mix.py",
         "module.py",
         "prepared.py",
+        "record.py",
         "rows.py",
+        "shards.py",
         "sources.py",
+        "tables.py",
         "tokens.py",
     )
 )

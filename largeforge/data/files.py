@@ -13,13 +13,14 @@ import os
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 from largeforge.artifact import sha256_of
+from largeforge.data.record import Record, Slice
 from largeforge.data.rows import BadRow
+from largeforge.data.tables import table
 from largeforge.errors import InputError
 
 TEXT_SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv")
@@ -30,40 +31,6 @@ _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _FOREIGN = re.compile("[\udc80-\udcff]")  # what errors="surrogateescape" makes of a byte that is no UTF-8
 _BLOCK_CHARS = 1 << 16
 _BLOCK_BYTES = 1 << 20
-_REACH = 4  # a slice decodes the row groups it touches from their start: they may be so many slices long
-_TABLE_ROWS = 512
-
-
-@dataclass(frozen=True)
-class Record:
-    """One record as its file gives it.
-
-    Args:
-        value: what stands there; a dict where the file is right.
-        origin: file and line, or file and row number, both counted from 1.
-    """
-
-    value: Any
-    origin: str
-
-
-@dataclass(frozen=True)
-class Slice:
-    """A part of one file that can be read alone, in another process too.
-
-    Args:
-        file: JSON Lines, Parquet or Arrow.
-        start: its first byte in JSON Lines, its first row (from 0) in a table.
-        stop: the byte or row behind its last.
-        first: the line or row at which it starts, counted from 1.
-        num_rows: lines (blank ones too) or rows.
-    """
-
-    file: Path
-    start: int
-    stop: int
-    first: int
-    num_rows: int
 
 
 def is_hub_id(path: str) -> bool:
@@ -116,7 +83,7 @@ def records(source: Path | Slice) -> Iterator[Record | BadRow]:
         return _json(file)
     if suffix in (".csv", ".tsv"):
         return _csv(file, delimiter="\t" if suffix == ".tsv" else ",")
-    return _table(file) if isinstance(source, Path) else _table(file, source.start, source.stop)
+    return table(file) if isinstance(source, Path) else table(file, source.start, source.stop)
 
 
 def jsonl_slices(file: Path, rows_per_slice: int, *, limit: int | None = None) -> Iterator[Slice]:
@@ -150,30 +117,6 @@ def jsonl_slices(file: Path, rows_per_slice: int, *, limit: int | None = None) -
                         break
     if at > start:
         yield Slice(file, start, at, line, held if ended else held + 1)
-
-
-def table_slices(file: Path, rows_per_slice: int, *, limit: int | None = None) -> list[Slice] | None:
-    """Cut a Parquet or Arrow file into row ranges; None where a range could not be reached without reading what stands before it.
-
-    Raises:
-        InputError: the file cannot be read.
-    """
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        if file.suffix.lower() == ".parquet":
-            metadata = pq.ParquetFile(file).metadata
-            sizes = [metadata.row_group(index).num_rows for index in range(metadata.num_row_groups)]
-        else:
-            with pa.memory_map(str(file)) as source:
-                sizes = [batch.num_rows for batch in _batches(source)]
-    except (pa.ArrowException, OSError) as fault:
-        raise _unreadable(file, 0, fault) from fault
-    if max(sizes, default=0) > _REACH * rows_per_slice:
-        return None
-    total = sum(sizes) if limit is None else min(sum(sizes), limit)
-    return [Slice(file, start, min(start + rows_per_slice, total), start + 1, min(rows_per_slice, total - start)) for start in range(0, total, rows_per_slice)]
 
 
 def files_hash(files: Sequence[Path]) -> str:
@@ -348,60 +291,7 @@ def _csv(file: Path, *, delimiter: str) -> Iterator[Record | BadRow]:
             yield Record(dict(zip(header, cells, strict=True)), origin)
 
 
-def _table(file: Path, start: int = 0, stop: int | None = None) -> Iterator[Record | BadRow]:
-    """Parquet, or Arrow's file and stream formats (Feather and `datasets` among them); rows `start` to `stop`, counted from 0."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    number = start
-    try:
-        if file.suffix.lower() == ".parquet":
-            batches, row = _row_groups(pq.ParquetFile(file), start)
-        else:
-            batches, row = _batches(pa.memory_map(str(file))), 0
-        for batch in batches:
-            begin = max(0, start - row)
-            end = batch.num_rows if stop is None else min(batch.num_rows, stop - row)
-            for at in range(begin, end, _TABLE_ROWS):
-                part = batch.slice(at, min(_TABLE_ROWS, end - at))
-                part.validate(full=True)  # a damaged file may hold lengths that lead outside of it
-                for value in part.to_pylist():
-                    number += 1
-                    yield Record(value, f"{file} row {number}")
-            row += batch.num_rows
-            if stop is not None and row >= stop:
-                return
-    except (pa.ArrowException, OSError, UnicodeDecodeError) as fault:
-        raise _unreadable(file, number, fault) from fault
-
-
-def _row_groups(parquet: Any, start: int) -> tuple[Iterator[Any], int]:
-    """Batches of a Parquet file from the row group on that holds row `start`, and the row that this group starts with."""
-    row, groups = 0, list(range(parquet.metadata.num_row_groups))
-    while groups and row + parquet.metadata.row_group(groups[0]).num_rows <= start:
-        row += parquet.metadata.row_group(groups.pop(0)).num_rows
-    return parquet.iter_batches(batch_size=_TABLE_ROWS, row_groups=groups), row
-
-
-def _batches(source: Any) -> Iterator[Any]:
-    """Record batches of Arrow's file format, else of its stream format; in memory one at a time."""
-    import pyarrow as pa
-
-    try:
-        reader = pa.ipc.open_file(source)
-    except pa.ArrowInvalid:
-        source.seek(0)
-        yield from pa.ipc.open_stream(source)
-        return
-    for index in range(reader.num_record_batches):
-        yield reader.get_batch(index)
-
-
 # ---- saying what is wrong ----
-
-
-def _unreadable(file: Path, num_rows: int, fault: Exception) -> InputError:
-    return InputError(f"{file} cannot be read as {file.suffix[1:]}, after {num_rows} rows: {fault}", next_step="write the file again")
 
 
 def _known(file: Path) -> Path:

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from largeforge.artifact import sha256_of
-from largeforge.data.files import Record, files_hash
+from largeforge.data.files import files_hash
+from largeforge.data.record import Record
 from largeforge.errors import InputError
 
 T = TypeVar("T")

@@ -15,11 +15,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from largeforge.contract import Reference
-from largeforge.data.files import LINES, TABLE_SUFFIXES, Record, Slice, jsonl_slices, records, table_slices
+from largeforge.data.files import LINES, TABLE_SUFFIXES, jsonl_slices, records
 from largeforge.data.formats import Layout, detect, read_row
 from largeforge.data.hub import HubRows
+from largeforge.data.record import Record, Slice
 from largeforge.data.rows import BadRow, Row, canonical
 from largeforge.data.sources import Source, called, find_sources, in_one_stream, is_mixed, paths_of, records_of, refuse_unused
+from largeforge.data.tables import table_slices
 from largeforge.data.writing import read_layout
 from largeforge.errors import InputError
 

@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from largeforge.artifact import MANIFEST, is_artifact, sha256_of
 from largeforge.contract import Reference
-from largeforge.data.files import SUFFIXES, Record, count_rows, files_hash, is_data, is_hub_id, locate, records
+from largeforge.data.files import SUFFIXES, count_rows, files_hash, is_data, is_hub_id, locate, records
 from largeforge.data.hub import HubRows
 from largeforge.data.mix import mixed
+from largeforge.data.record import Record
 from largeforge.data.rows import BadRow
 from largeforge.errors import InputError
 

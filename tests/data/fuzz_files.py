@@ -262,7 +262,7 @@ def _into_tables(rows: list[Row], out: Path) -> None:
     for file_type in ("parquet", "csv"):
         file = out / f"rows.{file_type}"
         try:
-            write_rows(iter(rows), file, layout="canonical", file_type=file_type)  # type: ignore[arg-type]
+            write_rows(iter(rows), file, layout="canonical", file_type=file_type)
         except InputError as error:
             assert error.next_step == "file_type=jsonl", error
         assert not [name for name in out.iterdir() if name.name.startswith(".")], "half of a file is left"

@@ -13,7 +13,8 @@ import pyarrow.parquet
 import pytest
 
 from largeforge.data.chat import Chat
-from largeforge.data.files import Record, count_rows, is_hub_id, locate, records
+from largeforge.data.files import count_rows, is_hub_id, locate, records
+from largeforge.data.record import Record
 from largeforge.data.rows import BadRow, ChatRow
 from largeforge.errors import InputError, RowError
 from tests.data.tiny import exchange, make_config, write_jsonl
@@ -233,7 +234,7 @@ def test_reading_holds_no_whole_file(tmp_path: Path, suffix: str, monkeypatch: p
     """Eight times the rows take no more memory (law 7)."""
 
     monkeypatch.setattr("largeforge.data.files._BLOCK_CHARS", 4096)
-    monkeypatch.setattr("largeforge.data.files._TABLE_ROWS", 32)
+    monkeypatch.setattr("largeforge.data.tables._TABLE_ROWS", 32)
 
     def peak(num_rows: int) -> int:
         path = tmp_path / f"rows{suffix}"

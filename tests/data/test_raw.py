@@ -17,11 +17,13 @@ import pytest
 
 from largeforge.artifact import write_artifact
 from largeforge.contract import Reference
-from largeforge.data.files import Slice, jsonl_slices, records, table_slices
+from largeforge.data.files import jsonl_slices, records
 from largeforge.data.preference import Preference
 from largeforge.data.raw import Rows, RowSlice, read_slice
+from largeforge.data.record import Slice
 from largeforge.data.rows import BadRow, Row
 from largeforge.data.shards import DataWriter
+from largeforge.data.tables import table_slices
 from largeforge.data.text import Text
 from largeforge.errors import InputError
 from tests.data.tiny import exchange, make_rows_config, write_jsonl
