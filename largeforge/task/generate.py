@@ -13,6 +13,7 @@ from largeforge.build import build, find
 from largeforge.chat import Answer, ChatRequest, Failure
 from largeforge.config.lock import write_lock
 from largeforge.contract import Engine, LoadedModel, Progress, Quant, Reference
+from largeforge.errors import InputError
 from largeforge.report import Section, write_report
 from largeforge.run import Run
 from largeforge.task.config import GenerateConfig
@@ -31,6 +32,7 @@ class Generate:
         # ---- build ----
         asking = Asking(config, run)
         generator: Any = build(config.generator, seed=config.seed, ask=asking, teacher=asking.teacher, drawing=config.engine)
+        asking.refuse_model()
         generator.check()  # template sets and prompts are read before a teacher is loaded
         sources: list[Reference] = generator.sources()
         run.progress.say(f"run folder: {run.folder}")
@@ -79,6 +81,15 @@ class Asking:
     def teacher(self) -> Reference:
         """Who answers, for the lineage."""
         return self.model.source if self.model is not None else Reference("model", self.engine.name)
+
+    def refuse_model(self) -> None:
+        """Raise InputError where a teacher's model was chosen for an engine that loads none: it would be ignored."""
+        if find(self.config.engine.target).needs_model:
+            return
+        for word in self._run.composed.overrides:
+            if word.partition("=")[0].partition(".")[0] in ("teacher", "model@teacher", "quant"):
+                mend = "engine.model=<its name there>, or engine=hf"
+                raise InputError(f"{word} is for an engine in this process; the chosen one asks elsewhere.", next_step=mend)
 
     @cached_property
     def model(self) -> LoadedModel | None:

@@ -230,6 +230,11 @@ def test_the_plan_counts_requests_tokens_and_money(generate: Runner, capsys: pyt
     assert generate("b", "plan=true")[0] == 0 and "no teacher is asked" in capsys.readouterr().out
 
 
+def test_a_teacher_that_would_not_be_asked_is_refused(generate: Runner, capsys: pytest.CaptureFixture[str]) -> None:
+    assert generate("a", "generator=instruct", "engine=echo", "teacher=nano")[0] == 2
+    assert "teacher=nano is for an engine in this process" in capsys.readouterr().err
+
+
 def test_echo_makes_preferences_without_a_model(generate: Runner, tmp_path: Path) -> None:
     """A dry run of the whole way; an echo says the same every time, so that every prompt is a tie or has one answer only."""
     code, result = generate("a", "generator=preference", "engine=echo", "generator.prompts=arithmetic", "generator.score_by=length", "generator.num_rows=5")
