@@ -42,12 +42,15 @@ def test_a_class_that_training_never_sees_is_found() -> None:
 
 
 def test_a_field_of_many_values_names_no_class() -> None:
-    """Merged from parts of which none alone has too many values, too."""
+    """Merged from parts of which none alone has too many values, or whose others have; what follows with few values changes nothing."""
     rows = [Row({"text": f"Text {number}.", "source": f"page {number}"}, f"rows:{number}") for number in range(1000)]
-    standard = Standard(config(**ONLY))
-    for begin in range(0, 1000, 100):
-        standard.merge(standard.fresh().look(rows[begin : begin + 100]))
-    assert standard.findings() == []
+    few = [Row({"text": "Text.", "source": ["a", "b"][number % 10 == 0]}, f"few:{number}") for number in range(300)]
+    for cut in (100, 300):
+        standard = Standard(config(**ONLY, balance={"max_ratio": 2.0}))
+        for begin in range(0, 1000, cut):
+            standard.merge(standard.fresh().look(rows[begin : begin + cut]))
+        standard.merge(standard.fresh().look(few))
+        assert standard.findings() == []
 
 
 def test_fields_of_ones_own() -> None:

@@ -36,7 +36,9 @@ def test_planted_slurs_are_found() -> None:
 
 def test_negative_words_far_away_or_near_everybody_are_no_finding() -> None:
     far = "The woman came home. Then it rained for one or two days, the river rose, and the weather was terrible."
-    assert check(about([far] * 100 + ["The man came home."] * 100), **ONLY) == []
+    early = "The terrible weather lasted for one or two days, the river rose, and then at last it ended, and a woman came home."
+    for text in (far, early):
+        assert check(about([text] * 100 + ["The man came home."] * 100), **ONLY) == []
     both = [f"The {who} had a bad day." for who in ("woman", "man") for _ in range(100)]
     assert check(about(both), **ONLY) == []
 
@@ -66,7 +68,7 @@ def test_noise_raises_nothing() -> None:
             if draw.random() < 0.3:
                 words.insert(draw.randrange(len(words)), draw.choice(hard))
             texts.append(" ".join(words))
-        raised += any("negative" in finding.message for finding in check(about(texts), **ONLY))
+        raised += any("negative" in finding.message for finding in check(about(texts), **ONLY, bias={"lift": 1.0}))
     assert raised <= 1
 
 

@@ -40,7 +40,7 @@ def defective_rows(num_rows: int = 1000) -> list[Row]:
         elif what == 4:
             content["messages"] = [*content["messages"][:-1], {"role": "assistant", "content": "She is stupid. " * 2000}]
         else:
-            del content["label"]
+            content = {"messages": rows[number + 7].content["messages"]}
         rows[number] = replace(row, content=content, split=draw.choice(["train", "test"]))
     return rows
 
@@ -59,14 +59,16 @@ def test_cuts_and_files_change_nothing(tmp_path: Path, monkeypatch: pytest.Monke
     told = []
     for number, (cut, buffer) in enumerate([(600, 1 << 30), (600, 1), (83, 5000)]):
         monkeypatch.setattr(spill, "BUFFER_BYTES", buffer)
-        standard: Standard = build(config(), seed=3, folder=tmp_path / f"records{number}")
+        settings = config(duplicates={"near_share": 0.0, "sample": 500}, quality={"low": 1.0, "max_low_share": 0.0, "sample": 400})
+        standard: Standard = build(settings, seed=3, folder=tmp_path / f"records{number}")
         for begin in range(0, len(rows), cut):
             fresh = pickle.loads(pickle.dumps(standard.fresh()))
             standard.merge(pickle.loads(pickle.dumps(fresh.look(rows[begin : begin + cut]))))
         if buffer == 1:
             assert len(list((tmp_path / f"records{number}").rglob("*.bin"))) > 100
         told.append((standard.findings(), standard.metrics()))
-    assert len({finding.check for finding in told[0][0]}) >= 6
+    assert len({finding.check for finding in told[0][0]}) >= 7
+    assert any("nearly" in finding.message for finding in told[0][0])
     assert all(one == told[0] for one in told[1:])
 
 
