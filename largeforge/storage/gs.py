@@ -12,6 +12,8 @@ from largeforge.storage.bucket import DIGEST, Bucket, Entry
 from largeforge.storage.config import GSConfig
 from largeforge.storage.remote import Remote
 
+PART_BYTES = 16 << 20  # what each file that is sent holds in memory
+
 
 class GS(Remote):
     """`gs://bucket/folder`."""
@@ -55,7 +57,7 @@ class GSBucket(Bucket):
 
     def send(self, local: Path, key: str, *, digest: str, create: bool, callback: Any) -> None:
         mode = "create" if create else "overwrite"
-        self.fs.put_file(str(local), f"{self.name}/{key}", callback=callback, mode=mode, metadata={DIGEST: digest})
+        self.fs.put_file(str(local), f"{self.name}/{key}", callback=callback, mode=mode, chunksize=PART_BYTES, metadata={DIGEST: digest})
 
     def digest(self, entry: Entry) -> str | None:
         value = (self.fs.info(f"{self.name}/{entry.key}").get("metadata") or {}).get(DIGEST)

@@ -231,6 +231,7 @@ class Remote(ABC):
                     told = time.monotonic()
                     bar.advance(len(done), MB=f"{counter.moved / 1e6:,.1f} of {num_bytes / 1e6:,.1f}")
         finally:
+            counter.stopped = True  # what is still moving after an error ends at its next block
             pool.shutdown(wait=True, cancel_futures=True)
             if bar is not None:
                 bar.close()
@@ -244,6 +245,7 @@ def _counter() -> Any:
         def __init__(self) -> None:
             self.lock = threading.Lock()
             self.moved = 0
+            self.stopped = False
 
         def __call__(self) -> Any:
             outer = self
@@ -252,6 +254,8 @@ def _counter() -> Any:
                 moved = 0
 
                 def absolute_update(self, value: int) -> None:
+                    if outer.stopped:
+                        raise StorageError("Stopped.")
                     with outer.lock:
                         outer.moved += value - self.moved
                     self.moved = value

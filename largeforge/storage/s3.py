@@ -12,6 +12,9 @@ from largeforge.storage.bucket import DIGEST, Bucket, Entry
 from largeforge.storage.config import S3Config
 from largeforge.storage.remote import Remote
 
+PART_BYTES = 16 << 20  # with PARTS_AT_ONCE and the files that go at once, what transfers hold in memory
+PARTS_AT_ONCE = 4
+
 
 class S3(Remote):
     """`s3://bucket/folder`."""
@@ -47,6 +50,8 @@ class S3Bucket(Bucket):
             client_kwargs={"region_name": self.config.region} if self.config.region else {},
             # tried again is in one place, Bucket.patiently: three layers that each try five times would take minutes
             config_kwargs={"retries": {"total_max_attempts": 1, "mode": "standard"}, "connect_timeout": 10, "read_timeout": 60},
+            default_block_size=PART_BYTES,
+            max_concurrency=PARTS_AT_ONCE,
             use_listings_cache=False,
             skip_instance_cache=True,
         )
@@ -54,9 +59,10 @@ class S3Bucket(Bucket):
         return fs
 
     def send(self, local: Path, key: str, *, digest: str, create: bool, callback: Any) -> None:
-        # in parts above 100 MB; s3fs aborts a multipart upload that fails
+        # s3fs aborts a multipart upload that fails; S3 takes at most 10,000 parts
+        part = max(PART_BYTES, -(-local.stat().st_size // 10_000))
         mode = "create" if create else "overwrite"
-        self.fs.put_file(str(local), f"{self.name}/{key}", callback=callback, mode=mode, Metadata={DIGEST: digest})
+        self.fs.put_file(str(local), f"{self.name}/{key}", callback=callback, mode=mode, chunksize=part, Metadata={DIGEST: digest})
 
     def digest(self, entry: Entry) -> str | None:
         value = self.fs.metadata(f"{self.name}/{entry.key}").get(DIGEST)

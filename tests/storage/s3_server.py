@@ -1,6 +1,6 @@
 """moto's S3 on a port of its own, with faults on demand: `python -m tests.storage.s3_server`; prints its port, serves until it is killed.
 
-POST /-/rule {"method": "PUT", "match": "rows/", "after": 1, "do": "fail" | "deny" | "drop" | "hold"} makes requests of that method
+POST /-/rule {"method": "PUT", "match": "rows/", "after": 1, "do": "fail" | "deny" | "key" | "slow"} makes requests of that method
 whose path holds `match`, from the one after `after` on, go wrong; `times` says how often. POST /-/rule {} takes all rules back.
 GET /-/seen lists what was asked since the last rule: [method, path].
 """
@@ -11,6 +11,7 @@ import json
 import logging
 import sys
 import threading
+import time
 from typing import Any
 
 from moto.server import create_backend_app
@@ -52,9 +53,10 @@ class Faulty:
             hit = hit and rule.get("after", 0) < self.matched <= rule.get("after", 0) + rule.get("times", 10**6)
         if not hit:
             return self.moto(environ, start)
+        if rule["do"] == "slow":
+            time.sleep(1)
+            return self.moto(environ, start)
         environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
-        if rule["do"] == "hold":
-            threading.Event().wait(30)
         status, body = MESSAGES.get(rule["do"], MESSAGES["fail"])
         start(status, [("Content-Type", "application/xml"), ("Content-Length", str(len(body)))])
         return [body]

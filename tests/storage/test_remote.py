@@ -19,7 +19,7 @@ import pytest
 from largeforge.__main__ import main
 from largeforge.artifact import MANIFEST, Artifact, read_artifact
 from largeforge.contract import Storage
-from largeforge.errors import ArtifactError, StorageError
+from largeforge.errors import ArtifactError, Interrupted, StorageError
 from largeforge.storage.auto import Auto
 from largeforge.storage.config import AutoConfig, AZConfig, GSConfig, S3Config
 from tests.storage.conftest import make_artifact
@@ -136,7 +136,7 @@ def test_two_processes_fetch_an_object_once(s3: Server, bucket: str, tmp_path: P
     folder.mkdir()
     (folder / "a.bin").write_bytes(os.urandom(2_000_000))
     url = auto().put(folder, f"s3://{bucket}/big")
-    s3.rule()
+    s3.rule(method="GET", match="a.bin", do="slow")  # so that both are at it together
     children = [child(f"auto().fetch({url!r})") for _ in range(2)]
     assert [process.wait(timeout=30) for process in children] == [0, 0]
     assert objects_read(s3) == [f"/{bucket}/big/a.bin"]
@@ -205,18 +205,48 @@ def test_a_server_that_fails_in_the_middle(s3: Server, bucket: str, artifact: Ar
     assert "rows/train-00002.jsonl" in again and len(again) == len(set(again)) and not set(again) & (sent - {"rows/train-00002.jsonl"})
 
 
+def test_stopped_by_the_user(s3: Server, bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the progress raises ends the put: what moves stops at its next block, its parts are taken back, no manifest is sent."""
+
+    class Progress:
+        def bar(self, title: str, *, total: int | None, unit: str = "") -> Progress:
+            return self
+
+        def advance(self, count: int = 1, **fields: object) -> None:
+            raise Interrupted("Stopped.")
+
+        def close(self) -> None:
+            pass
+
+        def say(self, text: str) -> None:
+            pass
+
+    monkeypatch.setattr("largeforge.storage.s3.PART_BYTES", 5 << 20)  # the smallest that S3 takes
+    folder = tmp_path / "big"
+    folder.mkdir()
+    with (folder / "a.bin").open("wb") as stream:
+        stream.truncate(11 << 20)
+    (folder / "b.txt").write_text("small")
+    storage = Auto(AutoConfig(_target_="x", cache_gib=1.0), progress=Progress())
+    with pytest.raises(Interrupted):
+        storage.put(folder, f"s3://{bucket}/a")
+    assert f"{bucket}/a/a.bin" not in file_system(s3).find(f"{bucket}/a")
+    assert len(s3.seen("DELETE")) == 1
+
+
 def test_what_passes_is_tried_again(s3: Server, bucket: str, artifact: Artifact) -> None:
     s3.rule(method="PUT", match="summary", do="fail", times=4)
     auto().put(artifact.folder, f"s3://{bucket}/a")
     assert len([path for path in s3.seen("PUT") if "summary" in path]) == 5
 
 
-def test_a_multipart_upload_that_fails_is_aborted(s3: Server, bucket: str, tmp_path: Path) -> None:
+def test_a_multipart_upload_that_fails_is_aborted(s3: Server, bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """No object of half the parts, and no parts left behind."""
+    monkeypatch.setattr("largeforge.storage.s3.PART_BYTES", 5 << 20)  # the smallest that S3 takes
     folder = tmp_path / "big"
     folder.mkdir()
     with (folder / "a.bin").open("wb") as stream:
-        stream.truncate(101 << 20)
+        stream.truncate(11 << 20)
     s3.rule(method="PUT", match="a.bin", after=1, do="deny")
     with pytest.raises(StorageError, match="access is denied"):
         auto().put(folder, f"s3://{bucket}/big")
