@@ -1,6 +1,6 @@
 """Data at scale: memory and rows/s of preparing up to 10 million rows, near duplicates beside datatrove, tokenizing and packing beside TRL, broken files.
 
-    scripts/bench data [--quick] [--only scale near pack fuzz]
+    scripts/bench data [--quick] [--only scale start near pack fuzz]
 
 Each section prints a table of its own. --quick takes 100k and 1M rows, fewer near rows, one repeat.
 """
@@ -27,7 +27,7 @@ import psutil
 from scripts.benches.table import Row, Table
 
 ROOT = Path(__file__).resolve().parents[2]
-SECTIONS = ("scale", "near", "pack", "fuzz")
+SECTIONS = ("scale", "start", "near", "pack", "fuzz")
 STEPS = "[normalise,length,exact_duplicates,split]"
 SAMPLE_S = 0.2
 MEMORY_GB = 1.5
@@ -42,6 +42,8 @@ def main(argv: Sequence[str]) -> int:
     arguments = parser.parse_args(argv)
     if "scale" in arguments.only:
         scale([100_000, 1_000_000] if arguments.quick else [100_000, 1_000_000, 10_000_000])
+    if "start" in arguments.only:
+        start([100_000, 1_000_000] if arguments.quick else [100_000, 1_000_000, 10_000_000])
     if "near" in arguments.only:
         from scripts.benches import near_duplicates
 
@@ -152,6 +154,41 @@ def prepare(path: Path, folder: Path, size: int) -> Measured:
     seconds = time.perf_counter() - start
     metrics: dict[str, Any] = json.loads((folder / "result.json").read_text(encoding="utf-8"))["metrics"]
     return Measured(size, seconds, usage.ru_utime + usage.ru_stime, watch.peak, metrics)
+
+
+# ---- training on them ----
+
+
+def start(sizes: Sequence[int]) -> None:
+    """Open token caches of growing size and take the first 20 steps; print seconds and memory."""
+    found: list[dict[str, float]] = []
+    with tempfile.TemporaryDirectory(prefix="largeforge-bench-") as place:
+        for size in sizes:
+            path = Path(place) / "train.arrow"
+            make_tokens(path, size)
+            done = subprocess.run([sys.executable, "-m", "scripts.benches.start_side", str(path)], check=True, capture_output=True, text=True, cwd=ROOT)
+            found.append(json.loads(done.stdout.splitlines()[-1]))
+            print(f"{size:>10,} rows: first 20 steps after {found[-1]['seconds']:.2f} s, {found[-1]['bytes'] / 1e6:.1f} MB more than with none", flush=True)
+            path.unlink()
+    rows = [
+        Row(f"seconds to 20 steps, {sizes[-1]:,} rows beside {sizes[0]:,}", found[-1]["seconds"], found[0]["seconds"], "s", at_most=1.1),
+        Row(f"memory of 20 steps, {sizes[-1]:,} rows beside {sizes[0]:,}", found[-1]["bytes"] / 1e6, found[0]["bytes"] / 1e6, "MB", at_most=1.1),
+        Row(f"bytes a row, {sizes[-1]:,} rows", found[-1]["bytes"] / sizes[-1], 1.0, "bytes"),
+    ]
+    notes = ["Rows stay on disk. What grows is the order of an epoch (8 bytes a row) and the lengths (8 bytes a row)."]
+    Table("data_start", "Start of training on a memory-mapped token cache", "larger", "smaller", rows, notes, {"sizes": list(sizes), "runs": found}).publish()
+
+
+def make_tokens(path: Path, count: int) -> None:
+    """Write a token cache of rows of 12 tokens."""
+    from largeforge.contract import TokenizedRow
+    from largeforge.data.cache import TableWriter
+
+    writer = TableWriter(path)
+    supervised = [False] * 6 + [True] * 6
+    for number in range(count):
+        writer.add(TokenizedRow([number % 1000 + place for place in range(12)], supervised, ""))
+    writer.close()
 
 
 class Watch(threading.Thread):
