@@ -28,3 +28,8 @@ def test_it_finds_what_it_looks_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fuzz_files, "_chat", lambda path: 1 // 0)
     with pytest.raises(AssertionError, match=r"file 0 \(rows.jsonl\) of seed 0: ZeroDivisionError"):
         fuzz_files.fuzz(1)
+
+
+def test_an_arrow_file_whose_lengths_lead_outside_is_told() -> None:
+    """File 196 has such lengths: pyarrow opens it, and would hand on what lies beside the text."""
+    assert fuzz_files.fuzz(1, only=196)["error"] == 1

@@ -50,6 +50,7 @@ def test_splits_are_read_whole_or_as_a_stream(cache: Path, repository: Path, str
     rows = HubRows(str(repository), split="test", revision=None, streaming=streaming)
     assert [record.value for record in rows.records()] == ROWS[:3]
     assert [record.origin for record in rows.records()][:2] == [f"{repository}[test] row 1", f"{repository}[test] row 2"]
+    assert bool(list((repository.parent / "hf").rglob("*.arrow"))) is not streaming  # a stream keeps nothing on disk
     again = HubRows(str(repository), split="test", revision=None, streaming=streaming)
     other = HubRows(str(repository), split="train", revision=None, streaming=streaming)
     assert rows.fingerprint() == again.fingerprint() != other.fingerprint()
