@@ -322,6 +322,9 @@ def test_denied(s3: Server, bucket: str) -> None:
     with pytest.raises(StorageError, match=rf"s3://{bucket}/a/b\* cannot be read: access is denied at {s3.endpoint}") as caught:
         auto().fetch(f"s3://{bucket}/a/b*")
     assert "AWS_ACCESS_KEY_ID" in caught.value.next_step
+    s3.rule(method="GET", do="key")
+    with pytest.raises(StorageError, match=r"no valid credentials for s3:// at .* \(The key is not known"):
+        auto().fetch(f"s3://{bucket}/a/b*")
 
 
 def test_no_credentials(s3: Server, bucket: str, artifact: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:
