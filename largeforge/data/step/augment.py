@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 Ask = Callable[[Iterable[ChatRequest]], Iterator[Answer | Failure]]
 LONGEST = 4  # an answer of more than so many times the text (and 200 characters) is no rewriting of it
 _CHATTER = re.compile(
-    r"(?:sure|certainly|of course|absolutely|i(?:'d| would) be happy|as an ai)\b|(?:here(?:'s| is| are)|the (?:rewritten|translated) text)\b[^\n]{0,80}:(?:\s|\Z)",
+    r"(?:sure|certainly|of course|absolutely|i(?:'d| would) be happy|as an ai)\b"
+    r"|(?:here(?:'s| is| are)|the (?:rewritten|translated) text)\b[^\n]{0,80}:(?:\s|\Z)",
     re.IGNORECASE,
 )
 _MARKERS = re.compile(r"<\|[a-z_]+\|>|\[/?INST\]|</?s>")
