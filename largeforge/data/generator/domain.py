@@ -24,7 +24,7 @@ from largeforge.errors import InputError
 PROMPTS = {
     "instruction_prompt": ("topic",),
     "response_prompt": ("instruction",),
-    "growth_prompt": ("instructions", "count"),
+    "growth_prompt": ("count",),
     "judge_prompt": ("instruction", "response"),
 }
 """The prompts of a domain, and the names that each may use."""
@@ -48,7 +48,7 @@ class DomainFile(Typed):
         seeds: written by people; a few are shown with every request.
         instruction_prompt: asks for an instruction about {{ topic }}.
         response_prompt: asks for the response to {{ instruction }}.
-        growth_prompt: asks for {{ count }} more instructions like those in {{ instructions }}, numbered; needed by self_instruct.
+        growth_prompt: asks for {{ count }} different instructions, numbered; needed by self_instruct.
         judge_prompt: asks how good {{ response }} is as an answer to {{ instruction }}, from 1 to 10; needed by preference with score_by=judge.
     """
 
@@ -115,6 +115,15 @@ class Domain:
         for seed in examples:
             turns += [Message("user", self.prompt("response_prompt", instruction=seed.instruction)), Message("assistant", seed.response)]
         return (*turns, Message("user", self.prompt("response_prompt", instruction=instruction)))
+
+    def asking_more(self, shown: Sequence[str], count: int) -> tuple[Message, ...]:
+        """The conversation that asks for so many new instructions; those shown are what was answered before, as many at a time."""
+        turns = self.opening
+        for start in range(0, len(shown), count):
+            group = shown[start : start + count]
+            listed = "\n".join(f"{number}. {instruction}" for number, instruction in enumerate(group, 1))
+            turns += [Message("user", self.prompt("growth_prompt", count=len(group))), Message("assistant", listed)]
+        return (*turns, Message("user", self.prompt("growth_prompt", count=count)))
 
     def said(self, instruction: str) -> list[dict[str, str]]:
         """The turns before the answer, as a row holds them."""

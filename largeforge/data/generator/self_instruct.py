@@ -59,14 +59,14 @@ class SelfInstruct(Taught):
                 yield item
         self.pool += grown  # after the round: what a try is shown does not depend on how a round is worked on
 
-    def growing(self, number: int) -> list[Message]:
+    def growing(self, number: int) -> tuple[Message, ...]:
         """The conversation that asks for more instructions: some of people, some of the pool, in any order."""
         rng = Random(f"{self.seed} growth {number}")
         own = rng.sample(self.pool, min(self.config.own_shots, len(self.pool), self.config.shots))
         seeds = [seed.instruction for seed in self.domain.seeds]
         shown = own + rng.sample(seeds, min(self.config.shots - len(own), len(seeds)))
         rng.shuffle(shown)
-        return [*self.domain.opening, Message("user", self.domain.prompt("growth_prompt", instructions=shown, count=self.config.per_request))]
+        return self.domain.asking_more(shown, self.config.per_request)
 
     def estimate(self) -> Estimate:
         """One request a row, and one for every `per_request` of them."""

@@ -24,7 +24,7 @@ seeds:
   - {topic: pink, instruction: What is pink made of, response: Pink is made of red and white.}
 instruction_prompt: "Ask about {{ topic }}"
 response_prompt: "{{ instruction }}"
-growth_prompt: "{% for instruction in instructions %}{{ loop.index }}. {{ instruction }}\\n{% endfor %}{{ count }} more"
+growth_prompt: "{{ count }} more"
 judge_prompt: "Judge {{ response }} as an answer to {{ instruction }}"
 """
 

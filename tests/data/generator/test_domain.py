@@ -54,7 +54,9 @@ def test_shipped_domains(path: Path) -> None:
     domain = open_domain(path.stem)
     assert domain.name == path.stem
     assert len(domain.seeds) >= 5 and len(domain.file.topics) >= 10
-    assert domain.prompt("growth_prompt", instructions=["one", "two"], count=3).count("\n") >= 2
+    more = domain.asking_more(["one", "two", "three"], 2)
+    assert [turn.content for turn in more if turn.role == "assistant"] == ["1. one\n2. two", "1. three"]
+    assert "2" in more[-1].content and "1" in more[-3].content
     assert "B" in domain.prompt("judge_prompt", instruction="A", response="B")
     assert len({seed.instruction for seed in domain.seeds}) == len(domain.seeds)
 

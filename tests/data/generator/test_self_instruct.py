@@ -23,7 +23,7 @@ def test_the_pool_grows(tmp_path: Path) -> None:
     rows, rejected = parted(generator)
     assert len(rows) == 12
     assert Counter(item.reason for item in rejected) == {"too_short": 6}
-    growing = [request.messages[-1].content for request in teacher.asked if request.messages[-1].content.endswith("more")]
+    growing = ["\n".join(turn.content for turn in request.messages) for request in teacher.asked if request.messages[-1].content == "3 more"]
     own = [len(re.findall("number|live", prompt)) for prompt in growing]
     assert own[:2] == [0, 0] and set(own[2:]) == {2}, "the first round knows only seeds, then two of its own are shown"
     assert all("What is grey made of" in prompt and "What is pink made of" in prompt for prompt in growing)
@@ -37,7 +37,8 @@ def test_only_what_was_kept_joins_the_pool(tmp_path: Path) -> None:
     rows, rejected = parted(generator)
     assert len(rows) == 4 and "too_short" in {item.reason for item in rejected}
     assert all(text.startswith("What is the colour") for text in generator.pool)
-    assert not any("live" in request.messages[-1].content for request in teacher.asked if request.messages[-1].content.endswith("more"))
+    growing = [request.messages for request in teacher.asked if request.messages[-1].content.endswith("more")]
+    assert growing and not any("live" in turn.content for turns in growing for turn in turns)
 
 
 def test_a_list_without_numbers_is_malformed(tmp_path: Path) -> None:
