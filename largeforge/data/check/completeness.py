@@ -81,7 +81,7 @@ class Completeness(Check):
             found.append(self.found("error", f"an empty text: {rows_said(count)}", count=count, examples=where, mend="leave these rows out, or fill them"))
         count, where = self.placeholder
         if count:
-            told = ", ".join(f"{word!r} {number:,} times" for word, number in sorted(self.words.items(), key=lambda item: (-item[1], item[0]))[:5])
+            told = ", ".join(f"{word!r}: {number:,}" for word, number in sorted(self.words.items(), key=lambda item: (-item[1], item[0]))[:5])
             message = f"a placeholder where a text should be: {rows_said(count)} ({told})"
             mend = "leave these rows out; where such a text is meant, take it off check.completeness.placeholders"
             found.append(self.found("warning", message, count=count, examples=where, mend=mend))
