@@ -75,7 +75,10 @@ def cache_key(ingredients: dict[str, Any]) -> str:
 
 
 class TokenTable:
-    """Tokenized rows in one memory-mapped Arrow file. Pickled by its path, so that a loader's workers open it themselves."""
+    """Tokenized rows in one memory-mapped Arrow file, and their lengths in two flat ones, mapped too: memory does not grow with the rows.
+
+    Pickled by its path, so that a loader's workers open it themselves.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -86,12 +89,12 @@ class TokenTable:
     @cached_property
     def lengths(self) -> np.ndarray:
         """Tokens of each row, int32."""
-        return self._column("length")
+        return _mapped(lengths_of(self.path))
 
     @cached_property
     def supervised_counts(self) -> np.ndarray:
         """Supervised tokens of each row, int32."""
-        return self._column("num_supervised")
+        return _mapped(supervised_of(self.path))
 
     def tokens(self, row: int) -> tuple[np.ndarray, np.ndarray]:
         """Token ids (int32) and supervised flags (bool) of one row; arrays of the row's own."""
@@ -121,11 +124,23 @@ class TokenTable:
     def _batch(self, index: int) -> Any:
         return self._reader.get_batch(index)
 
-    def _column(self, name: str) -> np.ndarray:
-        import numpy as np
 
-        pieces = [self._batch(index).column(name).to_numpy() for index in range(self._reader.num_record_batches)]
-        return np.concatenate(pieces) if pieces else np.zeros(0, dtype=np.int32)
+def lengths_of(path: Path) -> Path:
+    """The file of a table's lengths: int32, little-endian, one a row."""
+    return path.with_suffix(".lengths")
+
+
+def supervised_of(path: Path) -> Path:
+    """The file of a table's counts of supervised tokens: int32, little-endian, one a row."""
+    return path.with_suffix(".supervised")
+
+
+def _mapped(path: Path) -> np.ndarray:
+    import numpy as np
+
+    if not path.stat().st_size:
+        return np.zeros(0, dtype="<i4")
+    return np.memmap(path, dtype="<i4", mode="r")
 
 
 class TableWriter:
@@ -139,11 +154,10 @@ class TableWriter:
                 ("token_ids", pa.list_(pa.int32())),
                 ("supervised", pa.list_(pa.bool_())),
                 ("origin", pa.string()),
-                ("length", pa.int32()),
-                ("num_supervised", pa.int32()),
             ]
         )
         self._writer = pa.ipc.new_file(str(path), self._schema)
+        self._counts = (lengths_of(path).open("wb"), supervised_of(path).open("wb"))
         self._rows: list[TokenizedRow] = []
 
     def add(self, row: TokenizedRow) -> None:
@@ -155,19 +169,22 @@ class TableWriter:
         if self._rows:
             self._flush()
         self._writer.close()
+        for stream in self._counts:
+            stream.close()
 
     def _flush(self) -> None:
+        import numpy as np
         import pyarrow as pa
 
         columns = [
             [row.token_ids for row in self._rows],
             [row.supervised for row in self._rows],
             [row.origin for row in self._rows],
-            [len(row.token_ids) for row in self._rows],
-            [sum(row.supervised) for row in self._rows],
         ]
         arrays = [pa.array(column, type=field.type) for column, field in zip(columns, self._schema, strict=True)]
         self._writer.write_batch(pa.record_batch(arrays, schema=self._schema))
+        for stream, counts in zip(self._counts, ([len(row.token_ids) for row in self._rows], [sum(row.supervised) for row in self._rows]), strict=True):
+            stream.write(np.array(counts, dtype="<i4").tobytes())
         self._rows.clear()
 
 

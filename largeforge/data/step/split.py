@@ -119,7 +119,7 @@ def least_of_group(keys: np.ndarray, near: np.ndarray) -> np.ndarray:
     """
     import numpy as np
 
-    least = keys.copy()
+    least: np.ndarray = keys.copy()
     _, by_key = np.unique(keys, return_inverse=True)
     _, by_near = np.unique(near, return_inverse=True)
     while True:
