@@ -110,7 +110,7 @@ class Live:
         answers = find("largeforge.engine.answers.answers")
         journal = find("largeforge.engine.journal.Journal")(self._run.folder / "answers.jsonl")
         engine = self.engine()
-        return lambda requests: answers(engine, requests, in_flight=self.config.engine.in_flight, journal=journal, stop=lambda: self._run.stop_asked)
+        return lambda requests: answers(engine, requests, in_flight=engine.in_flight, journal=journal, stop=lambda: self._run.stop_asked)
 
 
 def fingerprint(config: PrepareConfig, source: Any) -> dict[str, Any]:
