@@ -15,7 +15,7 @@ from pathlib import Path
 from largeforge.artifact import user_cache
 
 PINS = {
-    "datatrove": ["datatrove[processing]==0.10.1", "orjson==3.13.0", "xxhash==4.1.0", "psutil==7.2.2"],
+    "datatrove": ["datatrove==0.10.1", "xxhash==3.8.2", "orjson==3.13.0", "regex", "tokenizers", "numpy>=2.2,<3"],
     "dvc": ["dvc==3.67.1"],
 }
 

@@ -9,9 +9,10 @@ from typing import Any
 from largeforge.artifact import PROOF, Artifact, write_atomically
 from largeforge.build import build, find
 from largeforge.config.lock import write_lock
-from largeforge.contract import Engine, Executor, LoadedModel, Progress, Quant, Storage
+from largeforge.contract import Executor, Progress, Storage
 from largeforge.report import Section, write_report
 from largeforge.run import Run
+from largeforge.task.asking import Asking
 from largeforge.task.data_config import PrepareConfig
 
 
@@ -32,9 +33,15 @@ class Prepare:
         executor: Executor = build(config.executor)
         here: Executor = find("largeforge.executor.local.Here")()
         steps = [getattr(config.step, name) for name in config.steps]
-        live = Live(config, run)
+        asking = Asking(config, run)
         pipeline = find("largeforge.data.pipeline.Pipeline")(
-            steps, seed=config.seed, folder=work, executor=executor, here=here, run=run, live={"engine": live.engine, "ask": live.ask, "model": live.model}
+            steps,
+            seed=config.seed,
+            folder=work,
+            executor=executor,
+            here=here,
+            run=run,
+            live={"engine": lambda: asking.engine, "ask": lambda: asking, "model": lambda: asking.model},
         )
         run.progress.say(f"run folder: {run.folder}")
         run.progress.say(f"steps: {', '.join(config.steps) or 'none: rows are read and written'}")
@@ -49,6 +56,7 @@ class Prepare:
             )
         finally:
             executor.close()
+            asking.close()
         run.measure(workers=float(max(1, len(executor.workers))))
         sources = source.sources()
 
@@ -82,35 +90,6 @@ class Prepare:
         storage: Storage = build(config.storage, progress=progress)
         source: Any = build(config.data, storage=storage, progress=progress)
         return find("largeforge.plan.preparing.PreparingPlan")(config)(source=source, progress=progress)
-
-
-class Live:
-    """What some steps need, made when the first of them asks: a teacher's model, an engine, and a way to ask it that loses no answer."""
-
-    def __init__(self, config: PrepareConfig, run: Run) -> None:
-        self.config = config
-        self._run = run
-        self._model: LoadedModel | None = None
-        self._engine: Engine | None = None
-
-    def model(self) -> LoadedModel:
-        if self._model is None:
-            quant: Quant = build(self.config.quant)
-            self._model = build(self.config.teacher, progress=self._run.progress).load(trainable=False, quant=quant)
-        return self._model
-
-    def engine(self) -> Engine:
-        if self._engine is None:
-            needs_model = find(self.config.engine.target).needs_model
-            self._engine = build(self.config.engine, model=self.model() if needs_model else None, progress=self._run.progress)
-        return self._engine
-
-    def ask(self) -> Any:
-        """Return `ask(requests) -> answers`, journalled in the run's folder."""
-        answers = find("largeforge.engine.answers.answers")
-        journal = find("largeforge.engine.journal.Journal")(self._run.folder / "answers.jsonl")
-        engine = self.engine()
-        return lambda requests: answers(engine, requests, in_flight=engine.in_flight, journal=journal, stop=lambda: self._run.stop_asked)
 
 
 def fingerprint(config: PrepareConfig, source: Any) -> dict[str, Any]:

@@ -8,7 +8,6 @@ over all of them; and half as many decoys, at 0.6 to below 0.8, which must stay.
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import os
 import shutil
@@ -24,13 +23,12 @@ from typing import Any
 
 import psutil
 
-from largeforge.artifact import user_cache
 from scripts.benches.near_rows import LOW, Made, jaccard, ngrams, rows
 from scripts.benches.table import Row, Table
+from scripts.environments import programs
 
 ROOT = Path(__file__).resolve().parents[2]
 SIDE = Path(__file__).with_name("near_duplicates_side.py")
-PINS = ("datatrove==0.10.1", "xxhash==3.8.2", "orjson==3.13.0", "regex", "tokenizers", "numpy>=2.2,<3")
 POLL_S = 0.1
 MIB = 1 << 20
 
@@ -55,7 +53,7 @@ def main(argv: Sequence[str]) -> int:
     options = parser.parse_args(argv)
     if options.quick:
         options.rows, options.repeats = min(options.rows, 20_000), 1
-    peer = environment()
+    peer = programs("datatrove") / "python"
     with tempfile.TemporaryDirectory(prefix="largeforge-bench-") as name:
         folder = Path(name)
         made = rows(options.rows, options.seed)
@@ -183,16 +181,3 @@ def _children(tree: psutil.Process) -> list[Any]:
         return list(tree.children(recursive=True))
     except psutil.Error:
         return []
-
-
-def environment() -> Path:
-    """The peer's Python: made on first use, one for each set of pins."""
-    key = hashlib.sha256("\n".join([sys.version.split()[0], *PINS]).encode()).hexdigest()[:12]
-    folder = user_cache() / "benches" / f"datatrove-{key}"
-    python = folder / "bin" / "python"
-    if not (folder / "complete").is_file():
-        print(f"First use: making an environment for datatrove in {folder}", file=sys.stderr)
-        subprocess.run([sys.executable, "-m", "venv", "--clear", str(folder)], check=True)
-        subprocess.run([str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *PINS], check=True)
-        (folder / "complete").write_text("\n".join(PINS) + "\n")
-    return python
