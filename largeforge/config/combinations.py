@@ -88,7 +88,7 @@ def problems_of(
     origin: Callable[[str], str],
     setter: Callable[[str], Setter | None],
     files: File | None,
-    users: Callable[[], Iterable[str]] = tuple,
+    users: Callable[[], Iterable[tuple[str, Any, str, str]]] = tuple,
 ) -> Iterator[Finding]:
     """Yield what makes no sense together.
 
@@ -98,10 +98,10 @@ def problems_of(
         origin: dotted path -> who set it.
         setter: dotted path -> its last setter.
         files: looks at the disk; None does not.
-        users: the keys and groups that the user set, not the YAML that LargeForge ships.
+        users: (key, value, origin, word) of the keys and groups that the user set, not the YAML that LargeForge ships.
     """
     view = _View(values, bad)
-    yield from _idle(view, users(), origin, setter)
+    yield from _idle(view, users())
     for rule in RULES:
         try:
             found = rule(view)
@@ -231,15 +231,13 @@ TRAINING_KEYS = ("data.max_length", "data.packing", "data.num_workers")
 TEACHER = ("teacher", "quant", "engine")
 
 
-def _idle(view: _View, users: Iterable[str], origin: Callable[[str], str], setter: Callable[[str], Setter | None]) -> Iterator[Finding]:
+def _idle(view: _View, users: Iterable[tuple[str, Any, str, str]]) -> Iterator[Finding]:
     """Settings of the user's that this run would not look at: refused, rather than ignored in silence."""
-    for key in users:
+    for key, value, origin, word in users:
         found = _why_idle(view, key)
         if found is not None:
             why, mend = found
-            value = view[key] if view.has(key) else ""
-            last = setter(key)
-            yield Finding(key, value, why, origin(key), mend, last.word if last else "")
+            yield Finding(key, value, why, origin, mend, word)
 
 
 def _why_idle(view: _View, key: str) -> tuple[str, str] | None:
@@ -256,6 +254,8 @@ def _why_idle(view: _View, key: str) -> tuple[str, str] | None:
                 return f"no step asks a teacher; augment does, and order with by=loss; steps has: {', '.join(steps)}", ""
         if task == "Generate" and head in TEACHER and str(view["generator._target_"]).endswith(".Template"):
             return "templates ask no teacher; generator=instruct, self_instruct and preference do", "generator=instruct"
+        if task == "Train" and head == "engine" and str(view["engine._target_"]).rpartition(".")[2] in ("Remote", "Echo"):
+            return "the model that is trained answers the benchmark's questions: engine=hf", "engine=hf"
         if task in ("Inspect", "Push") and key in TRAINING_KEYS:
             return "this is for training; nothing is trained here", ""
     except _NotThere:

@@ -34,7 +34,13 @@ class _Parser(argparse.ArgumentParser):
         raise LargeForgeError(message[:1].upper() + message[1:] + ".", next_step="python -m largeforge --help")
 
 
-SHORT = {"teacher": "model@teacher", "reference": "model@reference", "generator": "data/generator@generator", "check": "data/check@check"}
+SHORT = {
+    "teacher": "model@teacher",
+    "reference": "model@reference",
+    "generator": "data/generator@generator",
+    "check": "data/check@check",
+    "step.augment": "data/step@step.augment",
+}
 """What a group is called where it stands under another name: teacher=mistral7b means model@teacher=mistral7b."""
 
 

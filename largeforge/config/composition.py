@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from largeforge.config.command_line import Flags, Setting
+from largeforge.config.command_line import SHORT, Flags, Setting
 from largeforge.config.finding import COMMAND_LINE, Finding
 from largeforge.config.places import Library
 
@@ -61,8 +61,12 @@ class Composition:
         setter = self.setter(path)
         return setter.origin if setter else COMMAND_LINE
 
-    def users_keys(self) -> list[str]:
-        """The keys that somebody set besides the shipped YAML of their own choice: on the command line, in the environment, in a recipe."""
+    def users_keys(self) -> list[tuple[str, Any, str, str]]:
+        """What somebody set besides the shipped YAML: on the command line, in the environment, in a recipe.
+
+        Returns:
+            (key, value, origin, word of the command line or "") of every such key, and of every choice of a group made on the command line.
+        """
         shipped_of: dict[str, bool] = {}
 
         def is_users(setter: Setter) -> bool:
@@ -73,7 +77,9 @@ class Composition:
                 shipped_of[name] = name.startswith("conf/") or "/conf/" in name
             return not shipped_of[name]
 
-        return [path for path, setters in self.setters.items() if setters and is_users(setters[-1])]
+        keys = [(path, one[-1].value, one[-1].origin, one[-1].word) for path, one in self.setters.items() if one and is_users(one[-1])]
+        groups = [one for one in self.settings if one.key in SHORT or self.library.is_group(one.key)]
+        return keys + [(one.key, one.text, one.origin, one.word) for one in groups]
 
     def setter(self, path: str) -> Setter | None:
         while path:

@@ -87,7 +87,8 @@ class Pipeline:
             RowError: bad rows.
             InputError: the folder holds work on something else.
         """
-        self._own(fingerprint)
+        made_of = {plan.folder.name: step.made_of() for plan, step in ((plan, plan.build()) for plan in self.plans)}
+        self._own({**fingerprint, "made_of": {name: known for name, known in made_of.items() if known}})
         steps = [self._ready(plan) for plan in self.plans]
         segments = _segments(self.plans, steps)
         sources: list[Any] = list(slices())

@@ -57,8 +57,12 @@ class Row:
             yield self.content["text"]
 
     def text(self) -> str:
-        """All of its text, pieces joined by an empty line: what duplicates, languages and lengths are judged by."""
-        return "\n\n".join(self.texts())
+        """Its text but what the system says, pieces joined by an empty line: what likeness and language are judged by.
+
+        Rows that share a long system message are no more alike for it.
+        """
+        turns = [turn for name in TURNS[self.kind] for turn in self.content[name] if turn["role"] != "system"]
+        return "\n\n".join(turn["content"] for turn in turns) if self.kind != "text" else str(self.content["text"])
 
     def rewritten(self, function: Callable[[str], str], *, by: str) -> Row:
         """Return the row with every piece of text rewritten; itself where nothing changes."""

@@ -213,7 +213,7 @@ class _Shard:
 
     def _leave(self, rows: Iterable[Row]) -> dict[str, Any]:
         """Write the rows for the next segment, surveyed on their way."""
-        count = 0
+        count, moving = 0, ""
         with (self.folder / ROWS).open("wb") as stream:
 
             def written() -> Iterator[Row]:
@@ -229,8 +229,11 @@ class _Shard:
                 step = self.task.survey.build(**self.task.live)
                 assert isinstance(step, WholeStep)
                 step.survey(passing, self.folder / SURVEY)
+                moving = step.name if step.moves else ""
             for _ in passing:  # what the survey did not read
                 pass
+        if moving:  # it leaves nothing out, and is asked for no verdict on a row
+            self.tallies.append(Tally(moving, seen=count, kept=count))
         return {"rows": count}
 
     def _leave_final(self, rows: Iterable[Row]) -> dict[str, Any]:

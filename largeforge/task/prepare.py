@@ -6,7 +6,7 @@ import json
 import shutil
 from typing import Any
 
-from largeforge.artifact import PROOF, Artifact, write_atomically
+from largeforge.artifact import PROOF, Artifact, is_artifact, read_artifact, write_atomically
 from largeforge.build import build, find
 from largeforge.config.lock import write_lock
 from largeforge.contract import Executor, Progress, Storage
@@ -26,6 +26,9 @@ class Prepare:
         """Clean, split and check rows; leave a data artifact."""
         config = self.config
         work = run.folder / "work"
+        if not work.exists() and (done := left_before(run)):
+            run.progress.say(f"This run is done already: {done.folder} ({done.kind} {done.id[:12]})")
+            return done
 
         # ---- build ----
         storage: Storage = build(config.storage, progress=run.progress)
@@ -62,7 +65,9 @@ class Prepare:
 
         # ---- leave ----
         fill = find("largeforge.data.assemble.assemble")
-        artifact = run.artifact(lambda draft: fill(draft, outcome, sources=sources, layout=config.layout, file_type=config.file_type), parents=sources)
+        artifact = left_before(run) or run.artifact(
+            lambda draft: fill(draft, outcome, sources=sources, layout=config.layout, file_type=config.file_type), parents=sources
+        )
         counts = tell(run, outcome, artifact)
         write_lock(run.folder / "recipe.lock.yaml", run.composed, sources=sources, template="", facts=counts)
 
@@ -92,9 +97,19 @@ class Prepare:
         return find("largeforge.plan.preparing.PreparingPlan")(config)(source=source, progress=progress)
 
 
+def left_before(run: Run) -> Artifact | None:
+    """The artifact of the run that this one goes on with, where it had come so far."""
+    if not is_artifact(run.folder / "artifact"):
+        return None
+    run.result_artifact = read_artifact(run.folder / "artifact")
+    return run.result_artifact
+
+
 def fingerprint(config: PrepareConfig, source: Any) -> dict[str, Any]:
     """All that decides the artifact's bytes: half-done work of another one is not gone on with."""
+    asked = {"teacher": config.teacher, "quant": config.quant, "engine": config.engine} if asks(config) else {}
     return {
+        **{name: part.model_dump(mode="json") for name, part in asked.items()},
         "sources": [[one.name, one.sha256] for one in source.sources()],
         "data": config.data.model_dump(mode="json", exclude={"path"}),
         "steps": [[name, getattr(config.step, name).model_dump(mode="json")] for name in config.steps],
@@ -102,6 +117,11 @@ def fingerprint(config: PrepareConfig, source: Any) -> dict[str, Any]:
         "shard_rows": config.shard_rows,
         "check": config.check.model_dump(mode="json"),
     }
+
+
+def asks(config: PrepareConfig) -> bool:
+    """Whether a step asks a teacher."""
+    return "augment" in config.steps or ("order" in config.steps and config.step.order.by == "loss")
 
 
 def tell(run: Run, outcome: Any, artifact: Artifact) -> dict[str, float]:

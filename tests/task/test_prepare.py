@@ -136,7 +136,7 @@ def test_unused_settings_are_refused(tmp_path: Path, capsys: pytest.CaptureFixtu
     """A setting of a step that does not run would be ignored in silence."""
     write_rows(tmp_path / "rows.jsonl", contents(5))
     assert prepare("data.path=rows.jsonl", "step.length.min_chars=3") == 2
-    assert "steps=[normalise,exact_duplicates,split,length]" in capsys.readouterr().err.replace(", ", ",")
+    assert "steps='[normalise,exact_duplicates,split,length]'" in capsys.readouterr().err
     assert prepare("data.path=rows.jsonl", "engine.max_tokens=3") == 2
     assert prepare("data.path=rows.jsonl", "steps=[normalize]") == 2
     assert "normalise" in capsys.readouterr().err
@@ -197,6 +197,35 @@ def test_ctrl_c_says_how_to_go_on(tmp_path: Path) -> None:
     assert "resume=auto" in said
     assert result("out")["status"] == "interrupted"
     assert prepare("data.path=rows.jsonl", "shard_rows=20", "folder=out", "check=none", "resume=auto") == 0
+
+
+def interrupted(*args: Any, **words: Any) -> None:
+    raise KeyboardInterrupt
+
+
+def test_a_kill_after_the_artifact_was_written_keeps_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    write_rows(tmp_path / "rows.jsonl", contents(30))
+    with monkeypatch.context() as patched:
+        patched.setattr("largeforge.task.prepare.write_report", interrupted)
+        assert prepare("data.path=rows.jsonl", "folder=out") == 130
+    before = read_artifact(Path("out/artifact")).id
+    assert prepare("data.path=rows.jsonl", "folder=out", "resume=auto") == 0
+    assert read_artifact(Path("out/artifact"), full=True).id == before
+    assert not Path("out/work").exists()
+    capsys.readouterr()
+    assert prepare("data.path=rows.jsonl", "folder=out", "resume=auto") == 0
+    assert "done already" in capsys.readouterr().err
+
+
+def test_rows_that_share_a_long_system_message_are_not_alike(tmp_path: Path) -> None:
+    rows = contents(40)
+    for one in rows:
+        one["messages"].insert(0, {"role": "system", "content": "You are the assistant of a shop for shoes in Bergen. " * 12})
+    write_rows(tmp_path / "rows.jsonl", rows)
+    assert prepare("data.path=rows.jsonl", "folder=out", "steps=[normalise,near_duplicates,split]") == 0
+    metrics = result("out")["metrics"]
+    assert metrics["duplicates_near"] == 0
+    assert len(open_data(Path("out/artifact")).splits) > 1
 
 
 def test_a_plan_reads_and_writes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -56,6 +56,10 @@ class Step:
         """The module's name, as users choose it: "length"."""
         return type(self).__module__.rpartition(".")[2]
 
+    def made_of(self) -> dict[str, Any]:
+        """What decides the result besides config, seed and rows: hashes of files that it reads. JSON values."""
+        return {}
+
     def ready(self) -> None:
         """Do what is done once, in the main process, before any row: build an index in `folder`, check a path. Raises LargeForgeError."""
 

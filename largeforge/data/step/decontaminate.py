@@ -17,7 +17,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-from largeforge.data.files import locate, records
+from largeforge.data.files import files_hash, locate, records
 from largeforge.data.formats import PROMPTS, detect, read_row
 from largeforge.data.rows import TURNS, BadRow, Dropped, Row
 from largeforge.data.step.base import Step
@@ -42,6 +42,10 @@ class Decontaminate(Step):
             message = f"step.decontaminate.n = {self.config.n}: runs of fewer than {FEWEST} words stand in texts that have nothing to do with each other."
             raise InputError(message, next_step="step.decontaminate.n=13")
         write_index(self.config, self.folder)
+
+    def made_of(self) -> dict[str, str]:
+        """The test sets' bytes."""
+        return {path: files_hash(locate(path, key="step.decontaminate.against")) for path in self.config.against}
 
     def __call__(self, rows: Iterable[Row]) -> Iterator[Row | Dropped]:
         """Give on what no test row is found in."""
