@@ -32,6 +32,11 @@ class Section:
     pictures: Sequence[str] = ()
 
 
+def number(value: float) -> str:
+    """A number as people read it: whole ones whole, with their thousands parted."""
+    return f"{value:,.0f}" if float(value).is_integer() else f"{value:,.4g}" if abs(value) < 1000 else f"{value:,.0f}"
+
+
 def write_report(folder: Path, *, title: str, sections: Sequence[Section]) -> None:
     """Write `report.md` and one picture a curve that metrics.jsonl holds.
 

@@ -11,7 +11,7 @@ from largeforge.artifact import Artifact
 from largeforge.build import build, find
 from largeforge.config.lock import write_lock
 from largeforge.contract import Progress, Reference
-from largeforge.report import Section, write_report
+from largeforge.report import Section, number, write_report
 from largeforge.run import Run
 from largeforge.task.asking import Asking
 from largeforge.task.config import GenerateConfig
@@ -88,7 +88,7 @@ def tell(run: Run, making: Any, asking: Asking) -> None:
 
 def tables(run: Run, making: Any) -> list[Section]:
     """What report.md holds."""
-    numbers = [(name, f"{value:g}") for name, value in sorted(run.metrics.items())]
+    numbers = [(name, number(value)) for name, value in sorted(run.metrics.items())]
     return [Section("Rows", COLUMNS, outcome(making)), Section("Numbers", ("name", "value"), numbers)]
 
 

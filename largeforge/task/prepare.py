@@ -10,7 +10,7 @@ from largeforge.artifact import PROOF, Artifact, is_artifact, read_artifact, wri
 from largeforge.build import build, find
 from largeforge.config.lock import write_lock
 from largeforge.contract import Executor, Progress, Storage
-from largeforge.report import Section, write_report
+from largeforge.report import Section, number, write_report
 from largeforge.run import Run
 from largeforge.task.asking import Asking
 from largeforge.task.data_config import PrepareConfig
@@ -153,7 +153,7 @@ def tables(outcome: Any, run: Run) -> list[Section]:
     """What report.md begins with."""
     return [
         Section("Steps", COLUMNS, step_rows(outcome)),
-        Section("Numbers", ("name", "value"), [(name, f"{value:g}") for name, value in sorted(run.metrics.items())]),
+        Section("Numbers", ("name", "value"), [(name, number(value)) for name, value in sorted(run.metrics.items())]),
     ]
 
 
