@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import sys
 import tempfile
@@ -62,12 +63,8 @@ def main(argv: list[str]) -> None:
     side, path = argv
     if side.endswith("imports"):
         tokenizer()
-        if side == "imports":
-            import largeforge.data.chat
-            import largeforge.data.steps  # noqa: F401
-        else:
-            import datasets  # noqa: F401
-            import trl.data_utils
+        for name in ("largeforge.data.chat", "largeforge.data.steps", "torch.utils.data") if side == "imports" else ("datasets", "trl.data_utils"):
+            importlib.import_module(name)
         return
     print({"ours": ours, "trl": trl}[side](path))
 

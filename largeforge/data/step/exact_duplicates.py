@@ -18,7 +18,7 @@ from largeforge.data.step.config import ExactDuplicatesConfig
 if TYPE_CHECKING:
     import numpy as np
 
-RANGE_ROWS = 500_000  # rows of one range of hashes: about 40 MB while it is sorted
+RANGE_ROWS = 200_000  # rows of one range of hashes: about 16 MB while it is sorted
 REASON = "duplicate_exact"
 
 
