@@ -187,6 +187,20 @@ def test_work_of_other_settings_is_not_gone_on_with(tmp_path: Path, capsys: pyte
     assert "seed differ" in capsys.readouterr().err
 
 
+def test_a_test_set_that_changed_is_seen_when_a_run_goes_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What a step reads decides the result as much as its settings do."""
+    write_rows(tmp_path / "rows.jsonl", contents(2000))
+    write_rows(tmp_path / "test.jsonl", contents(5, seed=5))
+    words = ("data.path=rows.jsonl", "shard_rows=20", "folder=out", "check=none", "steps=[decontaminate]", "step.decontaminate.against=[test.jsonl]")
+    process = child(*words)
+    wait_for("out/work/0-*/*/counts.json", 5, process)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    write_rows(tmp_path / "test.jsonl", contents(6, seed=6))
+    assert prepare(*words, "resume=auto") == 2
+    assert "made_of differ" in capsys.readouterr().err
+
+
 def test_ctrl_c_says_how_to_go_on(tmp_path: Path) -> None:
     write_rows(tmp_path / "rows.jsonl", contents(3000))
     process = child("data.path=rows.jsonl", "shard_rows=20", "folder=out", "check=none")
