@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 # Windows that are compared before a choice is made: enough for the second digit of a fill, and quick on a million rows.
 COMPARED_WINDOWS = 64
+HELD_ROWS = 1_000_000  # whose order is drawn as a whole: 8 MB
 
 
 @dataclass(frozen=True)
@@ -37,11 +38,57 @@ class Fills:
         return self.packed > self.length_sorted + PACKING_MARGIN
 
 
+class FarOrder:
+    """A permutation of many rows that is never held: each place is computed when it is asked for.
+
+    A Feistel network over the next even number of bits, applied again where it leads outside (Black and Rogaway, Ciphers with arbitrary finite
+    domains, 2002). Memory and time do not grow with the rows.
+
+    Args:
+        num_rows: at least 2.
+        seed, epoch: of the round keys.
+    """
+
+    ROUNDS = 6
+
+    def __init__(self, num_rows: int, seed: int, epoch: int) -> None:
+        import numpy as np
+
+        self.num_rows = num_rows
+        self.half = -(-(num_rows - 1).bit_length() // 2)
+        self.keys = np.random.Generator(np.random.PCG64([seed, epoch])).integers(0, 2**63, size=self.ROUNDS, dtype=np.uint64)
+
+    def __len__(self) -> int:
+        return self.num_rows
+
+    def __getitem__(self, places: slice) -> np.ndarray:
+        """int64 rows that stand at these places."""
+        import numpy as np
+
+        rows: np.ndarray = self._once(np.arange(*places.indices(self.num_rows), dtype=np.uint64))
+        while (outside := rows >= self.num_rows).any():
+            rows[outside] = self._once(rows[outside])
+        return rows.astype(np.int64)
+
+    def _once(self, numbers: np.ndarray) -> np.ndarray:
+        import numpy as np
+
+        half, mask = np.uint64(self.half), np.uint64((1 << self.half) - 1)
+        left, right = numbers >> half, numbers & mask
+        for key in self.keys:
+            mixed = (right ^ key) * np.uint64(0x9E3779B97F4A7C15)
+            mixed = (mixed ^ (mixed >> np.uint64(29))) * np.uint64(0xBF58476D1CE4E5B9)
+            left, right = right, left ^ ((mixed >> np.uint64(32)) & mask)
+        return (left << half) | right
+
+
 @lru_cache(maxsize=2)
-def epoch_order(num_rows: int, seed: int, epoch: int) -> np.ndarray:
-    """The order of one epoch's rows: a permutation that is a function of its arguments alone."""
+def epoch_order(num_rows: int, seed: int, epoch: int) -> np.ndarray | FarOrder:
+    """The order of one epoch's rows: a permutation that is a function of its arguments alone; held in memory up to `HELD_ROWS` rows."""
     import numpy as np
 
+    if num_rows > HELD_ROWS:
+        return FarOrder(num_rows, seed, epoch)
     order = np.random.Generator(np.random.PCG64([seed, epoch])).permutation(num_rows)
     order.setflags(write=False)
     return order

@@ -174,7 +174,7 @@ def start(sizes: Sequence[int]) -> None:
         Row(f"seconds to 20 steps, {sizes[-1]:,} rows beside {sizes[0]:,}", found[-1]["seconds"], found[0]["seconds"], "s", at_most=1.1),
         Row(f"memory of 20 steps, {sizes[-1]:,} rows beside {sizes[0]:,}", found[-1]["bytes"] / 1e6, found[0]["bytes"] / 1e6, "MB", at_most=1.1),
     ]
-    notes = ["Rows and their lengths stay on disk. What grows is the order of an epoch: 8 bytes a row, drawn once an epoch."]
+    notes = ["Rows and their lengths stay on disk; the order of more than a million rows is computed place by place, that of fewer is held (8 bytes a row)."]
     Table("data_start", "Start of training on a memory-mapped token cache", "larger", "smaller", rows, notes, {"sizes": list(sizes), "runs": found}).publish()
 
 

@@ -14,7 +14,7 @@ import torch
 
 from largeforge.contract import StepWindow, TokenBatch
 from largeforge.data.chat import Chat
-from largeforge.data.steps import compare, epoch_order, step_rows
+from largeforge.data.steps import FarOrder, compare, epoch_order, step_rows
 from tests.data.tiny import exchange, make_config, make_tokenizer, write_jsonl
 
 WINDOW = StepWindow(batch_size=8, micro_batch_size=3, num_steps=12, seed=5)
@@ -236,3 +236,25 @@ def test_a_packed_row_gives_the_loss_of_its_rows_alone(module: Any) -> None:
         return sorted(found)
 
     assert losses(True) == pytest.approx(losses(False), abs=1e-5)
+
+
+@pytest.mark.parametrize("num_rows", [2, 3, 17, 1000, 65_537, 200_000])
+def test_an_order_that_is_not_held_is_a_permutation(num_rows: int) -> None:
+    order = FarOrder(num_rows, 3, 1)
+    assert sorted(order[0:num_rows].tolist()) == list(range(num_rows))
+    assert order[1:2].tolist() == order[0:num_rows][1:2].tolist()
+
+
+def test_an_order_that_is_not_held_is_shuffled_and_the_same_everywhere() -> None:
+    """Proves SYS-S-006: ten million rows have an order that takes no memory; it is a function of seed and epoch alone."""
+    order = FarOrder(10_000_000, 0, 0)
+    first = order[0:6].tolist()
+    assert first == [1719610, 8416900, 4119302, 9937927, 8429676, 8215533]
+    assert order[0:6].tolist() != FarOrder(10_000_000, 0, 1)[0:6].tolist() != FarOrder(10_000_000, 1, 0)[0:6].tolist()
+    many = order[0:100_000]
+    steps = np.diff(many)
+    assert abs(float(many.mean()) / 10_000_000 - 0.5) < 0.005
+    assert abs(float(np.corrcoef(many[:-1], many[1:])[0, 1])) < 0.02
+    assert len(set(steps.tolist())) > 90_000
+    assert isinstance(epoch_order(1_000_001, 0, 0), FarOrder)
+    assert isinstance(epoch_order(1_000_000, 0, 0), np.ndarray)
