@@ -79,7 +79,8 @@ class FarOrder:
             mixed = (right ^ key) * np.uint64(0x9E3779B97F4A7C15)
             mixed = (mixed ^ (mixed >> np.uint64(29))) * np.uint64(0xBF58476D1CE4E5B9)
             left, right = right, left ^ ((mixed >> np.uint64(32)) & mask)
-        return (left << half) | right
+        whole: np.ndarray = (left << half) | right
+        return whole
 
 
 @lru_cache(maxsize=2)
