@@ -54,7 +54,8 @@ def slots() -> list[tuple[str, str]]:
 def composed_with(group: str, choice: str) -> tuple[Composed, str]:
     """Compose a choice where some task takes it; return that, and where it stands."""
     told = []
-    for task, key in slots():
+    likely_first = sorted(slots(), key=lambda slot: not choice.startswith(slot[1].rpartition(".")[2]))  # step.augment for augment_simplify
+    for task, key in likely_first:
         if key.partition("@")[0] == group:
             try:
                 composed = compose(given([f"task={task}", f"{key}={choice}"]))

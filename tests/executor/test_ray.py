@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 SCRIPT = """
 import json, sys
 from pathlib import Path
@@ -33,6 +35,7 @@ print(json.dumps(said))
 """
 
 
+@pytest.mark.slow
 def test_tasks_on_a_real_cluster(tmp_path: Path) -> None:
     """Four logical workers on this machine's cores all do work; one killed in the middle changes nothing; an error comes back as it was raised."""
     root = Path(__file__).resolve().parents[2]
