@@ -67,11 +67,26 @@ def task_help(argv: Sequence[str]) -> str:
         folder = group.path
         if not library.choices(folder) and group.part is not None:
             folder = group.part.__module__.removeprefix("largeforge.").rpartition(".")[0].replace(".", "/")
-        chosen = composition.choices.get(group.path)
-        rows = [(f"{'*' if name == chosen else ' '} {group.path}={name}", title_of(library.file_of(f"{folder}/{name}"))) for name in library.choices(folder)]
-        lines += [f"  {line}" for line in _two_columns(rows)]
+        chosen = next((choice for slot, choice in composition.choices.items() if (slot.partition("@")[2] or slot) == group.path), None)
+        names = [name for name in library.choices(folder) if _fits(library.file_of(f"{folder}/{name}"), group)]
+        rows = [(f"{'*' if name == chosen else ' '} {group.path}={name}", title_of(library.file_of(f"{folder}/{name}"))) for name in names]
+        lines += [f"  {line}" for line in _two_columns(rows)] if len(rows) > 1 else []
     lines += ["", "Keys: type, [default], what it does", *_keys(keys, composition.setters, show)]
     return "\n".join(lines)
+
+
+def _fits(file: Path | None, group: Key) -> bool:
+    """Whether a task takes this choice for a group; one whose class is not known here (of a package of the user's) is shown."""
+    from largeforge.config.fields import RefusedTarget, config_class, group_of
+    from largeforge.config.typed import PartConfig
+    from largeforge.config.yaml_file import target_of
+
+    if file is None or group.part is None:
+        return True
+    try:
+        return issubclass(config_class(target_of(file), base=PartConfig, package=group_of(group.part), trust=()), group.part)
+    except RefusedTarget:
+        return True
 
 
 def _keys(keys: dict[str, Key], setters: dict[str, list[Setter]], show: Callable[[Any], str]) -> list[str]:

@@ -45,6 +45,16 @@ def test_help_of_a_task_has_every_key_with_type_default_and_a_line(put: Put) -> 
     assert "adapter.r" not in task_help(["task=chat"])
 
 
+def test_help_offers_only_what_the_task_takes() -> None:
+    text = task_help(["task=prepare", "data.path=x"])
+    assert "* data=rows" in text
+    assert "data=demo" not in text
+    assert "step.normalise=augment" not in text
+    assert "step.augment=augment_simplify" in text
+    assert "* teacher=smollm2" in text
+    assert "step.length.min_chars" in text
+
+
 def test_help_of_a_mistaken_command_line_still_helps() -> None:
     assert "trainer.max_steps" in task_help(["task=sft", "adapter.rnk=1", "data=chat"])
     assert task_help(["model=nano"]) == overview()
