@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, TypeVar
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
@@ -108,8 +108,10 @@ class TokenBatch:
             attention never looks right, and transformers keeps examples of a row apart where positions start again.
         supervised_BT: bool, True where the token itself is learnt from (predicted by the position to its left);
             never at the first position of an example, never on padding.
-        num_examples: rows of the data set in here.
+        num_examples: rows of the data set in here; 0 where a rank has nothing to do while others have.
         num_tokens: positions that are not padding.
+        annotations: what was computed about these rows before training (`Annotation`), by column; values of one example after another, in
+            the order in which examples stand in the batch.
     """
 
     input_ids_BT: Tensor
@@ -117,11 +119,77 @@ class TokenBatch:
     supervised_BT: Tensor
     num_examples: int
     num_tokens: int
+    annotations: dict[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def num_supervised(self) -> int:
+        """Positions that are learnt from."""
+        return int(self.supervised_BT.sum())
 
     def to(self, device: Any, non_blocking: bool = False) -> TokenBatch:
         """The same batch on another device."""
         ids, positions, supervised = (t.to(device, non_blocking=non_blocking) for t in (self.input_ids_BT, self.position_ids_BT, self.supervised_BT))
-        return TokenBatch(ids, positions, supervised, num_examples=self.num_examples, num_tokens=self.num_tokens)
+        kept = {name: values.to(device, non_blocking=non_blocking) for name, values in self.annotations.items()}
+        return TokenBatch(ids, positions, supervised, num_examples=self.num_examples, num_tokens=self.num_tokens, annotations=kept)
+
+
+@dataclass
+class AnswerBatch:
+    """One micro-batch of answers to prompts: what methods of preference learn from. A answers, N supervised tokens.
+
+    Args:
+        tokens: prompt and answer of each; only the answer is supervised (with `train_on=all` every token).
+        answer_N: int64, which answer (0 .. A-1) each supervised token belongs to, in the order of `input_ids_BT[supervised_BT]`.
+        desirable_A: bool, whether the answer is one to learn. Of pairs, chosen and rejected stand side by side: answers 2i and 2i + 1.
+        mismatched: the same prompts, each with the answer of another row of the step: what KTO estimates its KL from; None for pairs.
+    """
+
+    tokens: TokenBatch
+    answer_N: Tensor
+    desirable_A: Tensor
+    mismatched: AnswerBatch | None = None
+
+    @property
+    def num_answers(self) -> int:
+        """A."""
+        return int(self.desirable_A.shape[0])
+
+    @property
+    def num_tokens(self) -> int:
+        """Positions that are not padding."""
+        return self.tokens.num_tokens
+
+    @property
+    def num_supervised(self) -> int:
+        """Positions that are learnt from."""
+        return self.tokens.num_supervised
+
+    def to(self, device: Any, non_blocking: bool = False) -> AnswerBatch:
+        """The same batch on another device."""
+        answer_N, desirable_A = (t.to(device, non_blocking=non_blocking) for t in (self.answer_N, self.desirable_A))
+        mismatched = None if self.mismatched is None else self.mismatched.to(device, non_blocking)
+        return AnswerBatch(self.tokens.to(device, non_blocking), answer_N, desirable_A, mismatched)
+
+
+Learns = Literal["chat", "pairs", "labelled", "text"]
+"""What a method learns from: turns of chat; pairs of answers; answers each good or bad; plain text."""
+
+
+@dataclass(frozen=True)
+class Annotation:
+    """Values that a method wants computed once for every row, before training, and then kept in the cache and carried by its batches.
+
+    Args:
+        name: of the values, for people: "reference log-probabilities".
+        key: everything besides the rows that decides them: model, precision, how many.
+        columns: column -> "float32" or "int32".
+        compute: one micro-batch -> column -> an array for each example (of pairs: each answer), in the batch's order.
+    """
+
+    name: str
+    key: str
+    columns: dict[str, str]
+    compute: Callable[[Any], dict[str, list[Any]]]
 
 
 @dataclass(frozen=True)
@@ -130,10 +198,12 @@ class StepWindow:
 
     Args:
         batch_size: rows of the data set per optimizer step, over all ranks.
-        micro_batch_size: sequences of one forward pass (packed rows where rows are packed).
+        micro_batch_size: sequences of one forward pass (packed rows where rows are packed; pairs, each two sequences, where they are not).
         num_steps: optimizer steps of the whole run.
         start_step: steps already taken: a resumed run skips them without reading them.
         seed: of the order; the permutation is a function of (seed, epoch).
+        rank: whose micro-batches are meant, 0 .. world_size - 1.
+        world_size: ranks that share each step. Every rank gets as many micro-batches as any other; one that has none left gets an empty one.
     """
 
     batch_size: int
@@ -141,6 +211,8 @@ class StepWindow:
     num_steps: int
     start_step: int = 0
     seed: int = 0
+    rank: int = 0
+    world_size: int = 1
 
 
 @dataclass(frozen=True)
@@ -156,18 +228,20 @@ class BatchShape:
 
 @dataclass(frozen=True)
 class TokenizedRow:
-    """One row as it is trained on. `supervised[i]` says whether token i is learnt from."""
+    """One row as it is trained on. `supervised[i]` says whether token i is learnt from; `desirable`, whether the answer is one to learn."""
 
     token_ids: list[int]
     supervised: list[bool]
     origin: str
+    desirable: bool = True
 
 
 class DataModule(Protocol):
     """Checked, tokenized, cached rows; steps of micro-batches on demand.
 
-    Built as `build(config.data, tokenizer=..., train_on="answer"|"all", progress=...)`. Reading, checking,
+    Built as `build(config.data, tokenizer=..., train_on="answer"|"all", learns=..., progress=...)`. Reading, checking,
     linting and tokenizing happen in `prepare`, once; without a tokenizer only `num_rows` and `heldout` are there.
+    A micro-batch is a TokenBatch, or an AnswerBatch where the method learns from pairs or labelled answers.
     """
 
     def prepare(self) -> None:
@@ -186,11 +260,17 @@ class DataModule(Protocol):
         """What lock and plan record: rows_in, rows_kept, rows_bad, packing (the choice made), fill_packed, fill_sorted,
         cache_key, mean_tokens, supervised_tokens, num_validation_rows ..."""
 
-    def train_steps(self, window: StepWindow) -> Iterable[list[TokenBatch]]:
-        """A DataLoader of whole optimizer steps, each the list of its micro-batches; len() counts from start_step."""
+    def annotate(self, method: Method) -> None:
+        """Have the method compute what it wants to know about every row (`Method.annotations`), or find it in the cache."""
 
-    def validation_batches(self, micro_batch_size: int) -> Iterable[list[TokenBatch]] | None:
-        """A DataLoader over the validation rows, one micro-batch in a list each; None where there are none."""
+    def train_steps(self, window: StepWindow) -> Iterable[list[Any]]:
+        """A DataLoader of whole optimizer steps, each the list of this rank's micro-batches; len() counts from start_step."""
+
+    def validation_batches(self, micro_batch_size: int, *, rank: int = 0, world_size: int = 1) -> Iterable[list[Any]] | None:
+        """A DataLoader over this rank's share of the validation rows, one micro-batch in a list each; None where there are none."""
+
+    def origins(self, window: StepWindow, step: int) -> list[str]:
+        """Where the rows of one optimizer step (counted from 0) came from, over all ranks: "rows.jsonl:12"."""
 
     def shapes(self, window: StepWindow) -> Iterator[list[BatchShape]]:
         """The shapes of what `train_steps` would yield, from lengths alone."""
@@ -226,10 +306,12 @@ class Optimization:
 
     Args:
         num_steps: optimizer steps of the whole run.
-        schedule: "constant", "linear" or "cosine" decay after the warm-up.
+        schedule: "constant", "linear", "cosine" or "wsd" decay after the warm-up.
         warmup_steps: steps from 0 to the peak learning rate.
         weight_decay: decoupled, on matrices only.
         clip_norm: largest global gradient norm; 0 is no clipping.
+        optimizer: "adamw", "adamw_8bit" or "adafactor".
+        decay_steps: of "wsd": steps at the end in which the learning rate falls to 0.
     """
 
     num_steps: int
@@ -237,6 +319,8 @@ class Optimization:
     warmup_steps: int
     weight_decay: float
     clip_norm: float
+    optimizer: str = "adamw"
+    decay_steps: int = 0
 
 
 class Method(Protocol):
@@ -252,6 +336,12 @@ class Method(Protocol):
     def weights(self, batch: Any) -> dict[str, int]:
         """Return how many units each term sums over; no forward pass."""
 
+    def annotations(self) -> list[Annotation]:
+        """What shall be computed about every row before training."""
+
+    def difficulty(self) -> Annotation:
+        """The mean loss of each row under the model as it is: what a curriculum may order rows by."""
+
     def export(self, folder: Path) -> str:
         """Write the trained model as Hugging Face files; return the artifact's kind."""
 
@@ -261,6 +351,8 @@ class Trainer(Protocol):
 
     device: str
     precision: str
+    rank: int
+    world_size: int
 
     def window(self, num_rows: int, *, seed: int, start_step: int = 0) -> StepWindow:
         """Which steps a run over so many rows takes."""

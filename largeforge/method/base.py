@@ -7,8 +7,8 @@ over all micro-batches and ranks are known before the first backward pass, so th
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +16,10 @@ import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor
 
-from largeforge.contract import LoadedModel, Optimization, Term, TokenBatch
+from largeforge.contract import Annotation, LoadedModel, Optimization, Term
 from largeforge.method.config import MethodConfig
+from largeforge.method.head import SupervisedHead
+from largeforge.method.optimizers import make_optimizer, rate_factor
 
 
 class Method(LightningModule):
@@ -37,8 +39,12 @@ class Method(LightningModule):
         self.config = config
         self.model = model
         self.network: Any = model.network
+        self.head = SupervisedHead(model.network)
         self.optimization = Optimization(num_steps=1, schedule="constant", warmup_steps=0, weight_decay=0.0, clip_norm=0.0)
         self.gradient_norm = 0.0
+        self._noted: dict[str, tuple[float, float]] = {}
+        self._validated: dict[str, tuple[float, float]] = {}
+        self._frozen: list[Any] = []
 
     # ---- what a method says ----
 
@@ -50,60 +56,147 @@ class Method(LightningModule):
         """Return how many units each term sums over, by the term's name; no forward pass."""
         raise NotImplementedError
 
+    def before_step(self, batches: Sequence[Any]) -> Sequence[Any]:
+        """Do what needs the whole optimizer step at once, before its first loss; return the micro-batches to learn from."""
+        return batches
+
+    def annotations(self) -> list[Annotation]:
+        """What shall be computed about every row once, before training."""
+        return []
+
+    def note(self, name: str, total: Tensor | float, count: float) -> None:
+        """Record a measure inside `loss`: its mean over the step, or over the validation rows, is logged under `name`.
+
+        Args:
+            name: "preference_accuracy" ...
+            total: a sum over units; a tensor is detached.
+            count: units.
+        """
+        value = total.detach() if isinstance(total, Tensor) else total
+        before, units = self._noted.get(name, (0.0, 0.0))
+        self._noted[name] = (before + value, units + count)  # type: ignore[assignment]
+
     # ---- one optimizer step ----
 
-    def training_step(self, batches: list[TokenBatch], batch_idx: int) -> dict[str, Any]:
-        """Take one optimizer step over the micro-batches; returns the loss and its terms as means."""
+    def training_step(self, batches: Sequence[Any], batch_idx: int) -> dict[str, Any]:
+        """Take one optimizer step over the micro-batches; returns the loss and its terms as means over all ranks, and measures."""
         optimizer: Any = self.optimizers()
         optimizer.zero_grad()
+        self._noted = {}
+        batches = self.before_step(batches)
         totals = self._totals(batches)
         means = self.backward_through(batches, totals)
         rate = optimizer.param_groups[0]["lr"]
-        optimizer.step()
+        finite = bool(torch.isfinite(torch.as_tensor(means["loss"])))
+        if finite:  # a loss that is not leaves the weights as they were
+            optimizer.step()
         scheduler: Any = self.lr_schedulers()
         scheduler.step()
-        return {**means, "gradient_norm": self.gradient_norm, "learning_rate": rate}
+        return {**means, "gradient_norm": self.gradient_norm, "learning_rate": rate, "finite": finite}
 
-    def backward_through(self, batches: Sequence[TokenBatch], totals: dict[str, float]) -> dict[str, Tensor]:
+    def backward_through(self, batches: Sequence[Any], totals: dict[str, float]) -> dict[str, Any]:
         """Accumulate the gradient of the whole step; `totals` are weights over all micro-batches and ranks."""
         world = self.trainer.world_size
-        means: dict[str, Tensor] = {}
+        sums: dict[str, Any] = {"loss": 0.0}
         for index, batch in enumerate(batches):
             with self._synchronised(last=index == len(batches) - 1):
                 terms = self.loss(batch)
                 # DDP averages gradients over ranks: times world makes that the sum that the totals ask for
                 self.manual_backward(_total(terms, totals) * world)
             for term in terms:
-                means[term.name] = means.get(term.name, 0.0) + term.sum.detach() / totals[term.name]
-            means["loss"] = means.get("loss", 0.0) + _total(terms, totals).detach()
-        return means
+                sums[term.name] = sums.get(term.name, 0.0) + term.sum.detach() / (totals[term.name] or 1.0)
+            sums["loss"] = sums["loss"] + _total(terms, totals).detach()
+        return self._over_ranks(sums)
 
     def on_before_optimizer_step(self, optimizer: Any) -> None:
         """Clip once, on unscaled gradients: Lightning calls this after a loss scaler has unscaled."""
         parameters = [parameter for parameter in self.parameters() if parameter.grad is not None]
         limit = self.optimization.clip_norm or math.inf
-        self.gradient_norm = float(torch.nn.utils.clip_grad_norm_(parameters, limit))
+        norm: Any = torch.nn.utils.clip_grad_norm_(parameters, limit)
+        # FSDP2 gives a sharded tensor, whose whole value is asked for
+        self.gradient_norm = float(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)
 
-    def validation_step(self, batches: list[TokenBatch], batch_idx: int) -> None:
+    # ---- validation ----
+
+    def on_validation_epoch_start(self) -> None:
+        self._validated = {}
+        self._noted = {}
+
+    def validation_step(self, batches: Sequence[Any], batch_idx: int) -> None:
         """Add one validation micro-batch to the running sums."""
+        batches = self.before_step(batches)
         for batch in batches:
             weights = self.weights(batch)
             for term in self.loss(batch):
-                total, weight = self._validation.get(term.name, (0.0, 0.0))
-                self._validation[term.name] = (total + float(term.sum) * term.coefficient, weight + weights[term.name])
+                total, weight = self._validated.get(term.name, (0.0, 0.0))
+                self._validated[term.name] = (total + float(term.sum) * term.coefficient, weight + weights[term.name])
 
-    def on_validation_epoch_start(self) -> None:
-        self._validation: dict[str, tuple[float, float]] = {}
+    def on_validation_epoch_end(self) -> None:
+        """Bring the sums of all ranks together."""
+        self._validated = self._pairs_over_ranks(self._validated)
+        self._noted = self._pairs_over_ranks(self._noted)
 
     @property
     def validation_loss(self) -> float:
         """Loss over the validation rows, of the last validation."""
-        return sum(total / weight for total, weight in self._validation.values())
+        return sum(total / weight for total, weight in self._validated.values() if weight)
+
+    @property
+    def validation_metrics(self) -> dict[str, float]:
+        """The loss and every measure of the last validation: "validation_loss", "validation_preference_accuracy" ..."""
+        measured = {f"validation_{name}": float(total) / count for name, (total, count) in self._noted.items() if count}
+        return {"validation_loss": self.validation_loss, **measured}
+
+    # ---- what a curriculum may order rows by ----
+
+    def difficulty(self) -> Annotation:
+        """The mean negative log-likelihood of each row's supervised tokens under the model as it is now."""
+        key = f"difficulty {self.model.source.sha256} {self.network.dtype}"
+        return Annotation(name="loss of each row", key=key, columns={"difficulty": "float32"}, compute=self._row_losses)
+
+    @torch.no_grad()
+    def _row_losses(self, batch: Any) -> dict[str, list[Any]]:
+        from largeforge.method.likelihood import example_of_token
+
+        tokens = getattr(batch, "tokens", batch)
+        with self.evaluating():
+            example_N = example_of_token(tokens)
+            logprob_N = self.head.logprobs(tokens)
+        sums = torch.zeros(tokens.num_examples, device=logprob_N.device).index_add_(0, example_N, -logprob_N)
+        counts = torch.bincount(example_N, minlength=tokens.num_examples).clamp(min=1)
+        return {"difficulty": [row.reshape(1) for row in (sums / counts).cpu().numpy()]}
+
+    # ---- networks that do not learn ----
+
+    def hold_frozen(self, model: LoadedModel | None) -> Any:
+        """Keep a second network out of this module's parameters, so that no strategy shards it and no checkpoint holds it; it follows the device."""
+        if model is None:
+            return None
+        network = model.network
+        network.requires_grad_(False)
+        network.train(False)
+        self._frozen.append(network)
+        return network
+
+    def let_go(self, network: Any) -> None:
+        """Give back a second network that is needed no more."""
+        self._frozen = [one for one in self._frozen if one is not network]
+
+    @contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """Switch dropout off while the block runs, and leave every module as it was."""
+        training = [module for module in self.network.modules() if module.training]
+        self.network.eval()
+        try:
+            yield
+        finally:
+            for module in training:
+                module.training = True
 
     # ---- what Lightning asks ----
 
     def configure_optimizers(self) -> Any:
-        """AdamW over what learns; decay on matrices alone; warm-up, then the schedule."""
+        """The optimizer over what learns; decay on matrices alone; warm-up, then the schedule."""
         learning = [parameter for parameter in self.parameters() if parameter.requires_grad]
         groups = [
             {"params": [p for p in learning if p.ndim >= 2], "weight_decay": self.optimization.weight_decay},
@@ -112,16 +205,16 @@ class Method(LightningModule):
         groups = [group for group in groups if group["params"]]
         # a fused optimizer unscales inside its step, after our clipping: not under a loss scaler
         scaled = getattr(self.trainer.precision_plugin, "scaler", None) is not None
-        optimizer = torch.optim.AdamW(groups, lr=self.config.learning_rate, fused=not scaled)
+        optimizer = make_optimizer(self.optimization.optimizer, groups, learning_rate=self.config.learning_rate, fused=not scaled)
         return {"optimizer": optimizer, "lr_scheduler": torch.optim.lr_scheduler.LambdaLR(optimizer, self.optimization_factor)}
 
     def optimization_factor(self, step: int) -> float:
         """Learning rate at `step` as a share of its peak, in [0, 1]."""
-        plan = self.optimization
-        if step < plan.warmup_steps:
-            return (step + 1) / plan.warmup_steps
-        done = (step - plan.warmup_steps) / max(1, plan.num_steps - plan.warmup_steps)
-        return {"constant": 1.0, "linear": 1.0 - done, "cosine": 0.5 * (1.0 + math.cos(math.pi * min(1.0, done)))}[plan.schedule]
+        return rate_factor(self.optimization, step)
+
+    def on_fit_start(self) -> None:
+        for network in self._frozen:
+            network.to(self.device)
 
     def on_train_start(self) -> None:
         """Under autocast, spare LoRA layers a cast of their input to fp32 that autocast undoes: exact, and a tenth of a step on a CPU."""
@@ -135,7 +228,7 @@ class Method(LightningModule):
             if hasattr(module, "cast_input_dtype_enabled"):
                 module.cast_input_dtype_enabled = enabled
 
-    def transfer_batch_to_device(self, batch: list[TokenBatch], device: torch.device, dataloader_idx: int) -> list[TokenBatch]:
+    def transfer_batch_to_device(self, batch: Sequence[Any], device: torch.device, dataloader_idx: int) -> list[Any]:
         return [micro.to(device) for micro in batch]
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -150,18 +243,32 @@ class Method(LightningModule):
         tokenizer.save_pretrained(folder)
         return "adapter" if (folder / "adapter_config.json").is_file() else "model"
 
-    # ---- inside ----
+    # ---- over micro-batches and ranks ----
 
-    def _totals(self, batches: Sequence[TokenBatch]) -> dict[str, float]:
+    def _totals(self, batches: Sequence[Any]) -> dict[str, float]:
         totals: dict[str, float] = {}
         for batch in batches:
             for name, weight in self.weights(batch).items():
                 totals[name] = totals.get(name, 0.0) + weight
-        if self.trainer.world_size > 1:
-            names = sorted(totals)
-            summed = self.trainer.strategy.reduce(torch.tensor([totals[n] for n in names], dtype=torch.float64, device=self.device), reduce_op="sum")
-            totals = dict(zip(names, summed.tolist(), strict=True))
-        return totals
+        return {name: float(total) for name, total in self._over_ranks(totals).items()}
+
+    def _over_ranks(self, values: dict[str, Any]) -> dict[str, Any]:
+        """The sum over all ranks of numbers by name; every rank asks for the same names."""
+        if self.trainer.world_size == 1 or not values:
+            return values
+        names = sorted(values)
+        mine = torch.tensor([float(values[name]) for name in names], dtype=torch.float64, device=self.device)
+        summed: Any = self.trainer.strategy.reduce(mine, reduce_op="sum")
+        return dict(zip(names, summed.tolist(), strict=True))
+
+    def _pairs_over_ranks(self, pairs: dict[str, tuple[float, float]]) -> dict[str, tuple[float, float]]:
+        totals = self._over_ranks({name: float(total) for name, (total, _) in pairs.items()})
+        counts = self._over_ranks({name: float(count) for name, (_, count) in pairs.items()})
+        return {name: (float(totals[name]), float(counts[name])) for name in pairs}
+
+    def measured(self) -> dict[str, float]:
+        """Means over all ranks of what `loss` noted since the step, or the validation, began."""
+        return {name: total / count for name, (total, count) in self._pairs_over_ranks(self._noted).items() if count}
 
     def _synchronised(self, *, last: bool) -> AbstractContextManager[None]:
         """Exchange gradients between ranks in the last backward pass only."""
@@ -172,5 +279,6 @@ class Method(LightningModule):
 
 
 def _total(terms: Sequence[Term], totals: dict[str, float]) -> Tensor:
-    parts = [term.sum * (term.coefficient / totals[term.name]) for term in terms]
+    # a term that no rank has a unit of is a sum of nothing: divided by one it stays zero
+    parts = [term.sum * (term.coefficient / (totals[term.name] or 1.0)) for term in terms]
     return torch.stack(parts).sum() if len(parts) > 1 else parts[0]

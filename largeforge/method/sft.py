@@ -5,10 +5,9 @@ Sees token ids and masks; knows nothing about rows, templates or devices.
 
 from __future__ import annotations
 
-from largeforge.contract import LoadedModel, Term, TokenBatch
+from largeforge.contract import Term, TokenBatch
 from largeforge.method.base import Method
 from largeforge.method.config import SFTConfig
-from largeforge.method.head import SupervisedHead
 
 
 class SFT(Method):
@@ -18,10 +17,6 @@ class SFT(Method):
     """
 
     config: SFTConfig
-
-    def __init__(self, config: SFTConfig, *, model: LoadedModel) -> None:
-        super().__init__(config, model=model)
-        self.head = SupervisedHead(model.network)
 
     def loss(self, batch: TokenBatch) -> list[Term]:
         return [Term("nll", self.head.nll(batch))]

@@ -13,7 +13,6 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch import Trainer as Lightning
 
-from largeforge.contract import TokenBatch
 from largeforge.errors import InputError
 from largeforge.run import Run
 from largeforge.trainer.config import TrainerConfig
@@ -43,12 +42,12 @@ class Watch(Callback):
     def on_train_batch_start(self, trainer: Lightning, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         self._begin = time.monotonic()
 
-    def on_train_batch_end(self, trainer: Lightning, pl_module: LightningModule, outputs: Any, batch: list[TokenBatch], batch_idx: int) -> None:
+    def on_train_batch_end(self, trainer: Lightning, pl_module: LightningModule, outputs: Any, batch: list[Any], batch_idx: int) -> None:
         seconds = time.monotonic() - self._begin
         step, loss = trainer.global_step, float(outputs["loss"])
         if not math.isfinite(loss):
             raise InputError(f"the loss is {loss} at step {step}.", next_step=f"method.learning_rate={pl_module.config.learning_rate / 10:g}")  # type: ignore[union-attr, operator]
-        supervised = sum(int(micro.supervised_BT.sum()) for micro in batch)
+        supervised = sum(micro.num_supervised for micro in batch)
         self.losses.append(loss)
         self.num_supervised += supervised
         self.seconds += seconds
