@@ -8,6 +8,7 @@ the artifact is sealed, about/audit.jsonl: what it held then must still be its b
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -53,7 +54,7 @@ def is_artifact(folder: Path) -> bool:
 
 
 def write_artifact(folder: Path, *, fill: Callable[[Path], str], parents: Sequence[Reference], config: dict[str, Any]) -> Artifact:
-    """Fill a temporary folder beside `folder`, seal it with a manifest, and rename it into place.
+    """Fill a temporary folder beside `folder`, seal it with a manifest, and rename it into place; all of it is on the disk when it stands there.
 
     Args:
         folder: where it shall stand; must not exist.
@@ -66,10 +67,13 @@ def write_artifact(folder: Path, *, fill: Callable[[Path], str], parents: Sequen
     draft = folder.with_name(f".{folder.name}.{os.getpid()}")
     draft.mkdir(parents=True)
     try:
-        kind = fill(draft)
+        return _sealed(draft, folder, kind=fill(draft), parents=parents, config=config)
     except BaseException:
         shutil.rmtree(draft, ignore_errors=True)
         raise
+
+
+def _sealed(draft: Path, folder: Path, *, kind: str, parents: Sequence[Reference], config: dict[str, Any]) -> Artifact:
     found = {
         path.relative_to(draft).as_posix(): {"sha256": sha256_of(path), "size_bytes": path.stat().st_size}
         for path in sorted(draft.rglob("*"))
@@ -86,7 +90,12 @@ def write_artifact(folder: Path, *, fill: Callable[[Path], str], parents: Sequen
         "config": config,
     }
     write_atomically(draft / MANIFEST, json.dumps(manifest, indent=2, sort_keys=True) + "\n")
+    # a machine that stops now must not leave a manifest beside files that were only in its memory
+    for path in sorted(draft.rglob("*"), reverse=True):
+        _flush(path)
+    _flush(draft)
     os.replace(draft, folder)
+    _flush(folder.parent)
     return _artifact(folder, manifest)
 
 
@@ -143,6 +152,18 @@ def write_atomically(path: Path, text: str) -> None:
 def user_cache() -> Path:
     """Where converted models, token caches and calibrations are kept: $LARGEFORGE_CACHE, else ~/.cache/largeforge."""
     return Path(os.environ.get("LARGEFORGE_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "largeforge")
+
+
+def _flush(path: Path) -> None:
+    """Have the disk hold what was written to a file, or which names a folder holds."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as fault:
+        if fault.errno not in (errno.EINVAL, errno.ENOTSUP):  # a file system that cannot: some shares of other machines
+            raise
+    finally:
+        os.close(descriptor)
 
 
 def _artifact(folder: Path, manifest: dict[str, Any]) -> Artifact:

@@ -18,7 +18,8 @@ Anything else that escapes is a fault of ours: exit code 1, with a traceback. Kn
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import errno
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 EXIT_DONE = 0
@@ -132,3 +133,32 @@ class Interrupted(LargeForgeError):
     def __init__(self, message: str, *, signal_number: int = 2, next_step: str = "") -> None:
         super().__init__(message, next_step=next_step)
         self.exit_code = 128 + signal_number
+
+
+# ---- what libraries raise, by what it means ----
+
+_NO_MEMORY = ("out of memory", "can't allocate memory", "cannot allocate memory", "not enough memory: you tried to allocate", "cublas_status_alloc_failed")
+
+
+def ran_out_of_memory(fault: BaseException) -> bool:
+    """Whether a device or the machine had no memory left: each library says it in words of its own."""
+    for one in _chain(fault):
+        if isinstance(one, MemoryError) or type(one).__name__ == "OutOfMemoryError":
+            return True
+        if isinstance(one, RuntimeError | OSError) and any(words in str(one).lower() for words in _NO_MEMORY):
+            return True
+    return False
+
+
+def ran_out_of_disk(fault: BaseException) -> bool:
+    """Whether a write failed because a disk or a quota is full."""
+    return any(isinstance(one, OSError) and one.errno in (errno.ENOSPC, errno.EDQUOT) for one in _chain(fault))
+
+
+def _chain(fault: BaseException) -> Iterator[BaseException]:
+    seen: set[int] = set()
+    one: BaseException | None = fault
+    while one is not None and id(one) not in seen:
+        seen.add(id(one))
+        yield one
+        one = one.__cause__ or one.__context__
