@@ -7,7 +7,7 @@ over all micro-batches and ranks are known before the first backward pass, so th
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -42,6 +42,7 @@ class Method(LightningModule):
         self.head = SupervisedHead(model.network)
         self.optimization = Optimization(num_steps=1, schedule="constant", warmup_steps=0, weight_decay=0.0, clip_norm=0.0)
         self.gradient_norm = 0.0
+        self.accepts: Callable[[float], bool] = math.isfinite  # whether a step of this loss, a mean over all ranks, may be taken
         self._noted: dict[str, tuple[float, float]] = {}
         self._validated: dict[str, tuple[float, float]] = {}
         self._frozen: list[Any] = []
@@ -87,12 +88,15 @@ class Method(LightningModule):
         totals = self._totals(batches)
         means = self.backward_through(batches, totals)
         rate = optimizer.param_groups[0]["lr"]
-        finite = bool(torch.isfinite(torch.as_tensor(means["loss"])))
-        if finite:  # a loss that is not leaves the weights as they were
-            optimizer.step()
-        scheduler: Any = self.lr_schedulers()
-        scheduler.step()
-        return {**means, "gradient_norm": self.gradient_norm, "learning_rate": rate, "finite": finite}
+        taken = self.accepts(float(means["loss"]))
+        try:
+            if taken:  # else weights, optimizer and schedule stay as they were
+                optimizer.step()
+                scheduler: Any = self.lr_schedulers()
+                scheduler.step()
+        except _NoGradient:
+            taken = False
+        return {**means, "gradient_norm": self.gradient_norm, "learning_rate": rate, "taken": taken}
 
     def backward_through(self, batches: Sequence[Any], totals: dict[str, float]) -> dict[str, Any]:
         """Accumulate the gradient of the whole step; `totals` are weights over all micro-batches and ranks."""
@@ -115,6 +119,13 @@ class Method(LightningModule):
         norm: Any = torch.nn.utils.clip_grad_norm_(parameters, limit)
         # FSDP2 gives a sharded tensor, whose whole value is asked for
         self.gradient_norm = float(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)
+        # a loss scaler sees such gradients by itself, skips the step and tries a smaller scale
+        if not math.isfinite(self.gradient_norm) and not self._scaled:
+            raise _NoGradient
+
+    @property
+    def _scaled(self) -> bool:
+        return getattr(self.trainer.precision_plugin, "scaler", None) is not None
 
     # ---- validation ----
 
@@ -204,8 +215,7 @@ class Method(LightningModule):
         ]
         groups = [group for group in groups if group["params"]]
         # a fused optimizer unscales inside its step, after our clipping: not under a loss scaler
-        scaled = getattr(self.trainer.precision_plugin, "scaler", None) is not None
-        optimizer = make_optimizer(self.optimization.optimizer, groups, learning_rate=self.config.learning_rate, fused=not scaled)
+        optimizer = make_optimizer(self.optimization.optimizer, groups, learning_rate=self.config.learning_rate, fused=not self._scaled)
         return {"optimizer": optimizer, "lr_scheduler": torch.optim.lr_scheduler.LambdaLR(optimizer, self.optimization_factor)}
 
     def optimization_factor(self, step: int) -> float:
@@ -276,6 +286,10 @@ class Method(LightningModule):
         if last or not hasattr(module, "no_sync"):
             return nullcontext()
         return module.no_sync()  # type: ignore[no-any-return, union-attr, operator]
+
+
+class _NoGradient(Exception):
+    """A gradient that is not finite: raised before the optimizer looks at it."""
 
 
 def _total(terms: Sequence[Term], totals: dict[str, float]) -> Tensor:
