@@ -9,13 +9,14 @@ import json
 import logging
 import os
 import shlex
+import shutil
 import signal
 import sys
 import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,18 @@ from largeforge.build import find
 from largeforge.config.composed import Composed
 from largeforge.console import Console
 from largeforge.contract import Reference
-from largeforge.errors import EXIT_DOES_NOT_FIT, EXIT_DONE, EXIT_FAULT, InputError, Interrupted, LargeForgeError
+from largeforge.errors import (
+    EXIT_DOES_NOT_FIT,
+    EXIT_DONE,
+    EXIT_FAULT,
+    EXIT_USER,
+    DoesNotFit,
+    InputError,
+    Interrupted,
+    LargeForgeError,
+    ran_out_of_disk,
+    ran_out_of_memory,
+)
 
 RESULT = "result.json"
 log = logging.getLogger("largeforge")
@@ -96,6 +108,8 @@ def execute(composed: Composed) -> int:
     progress = Console()
     start = time.monotonic()
     run: Run | None = None
+    story: Any = None
+    starved = ""
     status, code = "failed", EXIT_FAULT
     try:
         story = find(config.task.target)(config)
@@ -116,12 +130,41 @@ def execute(composed: Composed) -> int:
         status, code = "interrupted", 130
         progress.say("\nInterrupted.")
     except Exception as fault:
-        progress.say(f"\nAn internal fault of LargeForge ({type(fault).__name__}: {fault}). Please report it with the lines below.")
-        progress.say(traceback.format_exc())
-        _note_failure(run, traceback.format_exc())
+        if ran_out_of_memory(fault):
+            starved = str(fault).partition("\n")[0] or type(fault).__name__
+        elif ran_out_of_disk(fault):
+            status, code = "failed", EXIT_USER
+            full = InputError(
+                f"the disk is full ({fault}).", next_step="free some disk; then " + (run.command(folder=str(run.folder), resume="auto") if run else "")
+            )
+            progress.say(f"\n{full}")
+            _note_failure(run, str(full))
+        else:
+            progress.say(f"\nAn internal fault of LargeForge ({type(fault).__name__}: {fault}). Please report it with the lines below.")
+            progress.say(traceback.format_exc())
+            _note_failure(run, traceback.format_exc())
+    if starved:  # told here, where nothing holds the story's model any more: what would fit is planned in the memory that it left
+        told = _no_memory(starved, story, run, progress)
+        status, code = "failed", told.exit_code
+        progress.say(f"\n{told}")
+        _note_failure(run, str(told))
     if run is not None:
-        run.finish(status, seconds=time.monotonic() - start)
+        try:
+            run.finish(status, seconds=time.monotonic() - start)
+        except OSError as fault:
+            progress.say(f"{run.folder / RESULT} could not be written: {fault}.")
     return code
+
+
+def _no_memory(what: str, story: Any, run: Run | None, progress: Console) -> DoesNotFit:
+    """Out of memory, with what the story knows would fit."""
+    error = DoesNotFit(f"out of memory: {what}", next_step="a smaller model, smaller batches, or another device; plan=true says what a run needs")
+    try:
+        advice = story.relief(run, progress=progress) if run is not None and hasattr(story, "relief") else None
+    except Exception as fault:  # advice that fails must not hide what it was about
+        log.warning("what would fit could not be planned: %s", fault)
+        return error
+    return error if advice is None else DoesNotFit(f"{error.message}\n{advice.message}", next_step=advice.next_step)
 
 
 def open_folder(composed: Composed) -> Path:
@@ -134,10 +177,10 @@ def open_folder(composed: Composed) -> Path:
         if folder.exists() and not folder.is_dir():
             raise InputError(f"folder={folder} is a file.", next_step="another folder=...")
         folder.mkdir(parents=True, exist_ok=True)
-        return folder
+        return _without_drafts(folder)
     unfinished = newest_unfinished(composed) if config.resume == "auto" else None
     if unfinished is not None:
-        return unfinished
+        return _without_drafts(unfinished)
     now = datetime.now()
     day = Path("outputs") / composed.task / now.strftime("%Y-%m-%d")
     day.mkdir(parents=True, exist_ok=True)
@@ -149,6 +192,13 @@ def open_folder(composed: Composed) -> Path:
         except FileExistsError:
             continue
     raise InputError(f"no free folder for a run under {day}.", next_step="another folder=...")
+
+
+def _without_drafts(folder: Path) -> Path:
+    """Remove what a process that was killed while it wrote the artifact left half."""
+    for draft in folder.glob(".artifact.*"):
+        shutil.rmtree(draft, ignore_errors=True)
+    return folder
 
 
 def holds_run(folder: Path) -> bool:
@@ -217,7 +267,14 @@ def signals_to(run: Run) -> Iterator[None]:
         yield
         return
 
+    owner = os.getpid()
+
     def ask(number: int, frame: Any) -> None:
+        if os.getpid() != owner:  # a forked worker: Ctrl-C is its parent's to answer, anything else ends it
+            if number != signal.SIGINT:
+                signal.signal(number, signal.SIG_DFL)
+                signal.raise_signal(number)
+            return
         if run.signal_number:
             raise KeyboardInterrupt
         run.signal_number = number
@@ -241,7 +298,7 @@ def _note_failure(run: Run | None, text: str) -> None:
     if run is None:
         return
     line = {"time": datetime.now().astimezone().isoformat(timespec="milliseconds"), "level": "error", "logger": "largeforge", "message": text}
-    with (run.folder / "log.jsonl").open("a", encoding="utf-8") as stream:
+    with suppress(OSError), (run.folder / "log.jsonl").open("a", encoding="utf-8") as stream:
         stream.write(json.dumps(line) + os.linesep)
 
 
