@@ -227,7 +227,8 @@ RULES: tuple[Rule, ...] = (
 )
 
 
-TRAINING_KEYS = ("data.max_length", "data.packing", "data.num_workers")
+TRAINING_KEYS = ("data.max_length", "data.packing", "data.num_workers", "data.curriculum")
+PREPARED_LATER = ("data.validation", "data.rehearsal.path", "data.rehearsal.share")
 TEACHER = ("teacher", "quant", "engine")
 
 
@@ -249,6 +250,8 @@ def _why_idle(view: _View, key: str) -> tuple[str, str] | None:
             steps = list(view["steps"])
             if key.startswith("step.") and (name := key.split(".")[1]) not in steps:
                 return f"the step {name} does not run; steps has: {', '.join(steps)}", f"steps=[{','.join([*steps, name])}]"
+            if key in (*TRAINING_KEYS, *PREPARED_LATER):
+                return "this is for training; nothing is trained here", ""
             asks = "augment" in steps or ("order" in steps and view["step.order.by"] == "loss")
             if head in TEACHER and not asks:
                 return f"no step asks a teacher; augment does, and order with by=loss; steps has: {', '.join(steps)}", ""

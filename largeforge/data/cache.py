@@ -33,16 +33,19 @@ CODE = tuple(
         "files.py",
         "formats.py",
         "hub.py",
+        "learnt.py",
         "lint.py",
         "mask.py",
         "mix.py",
         "module.py",
         "prepared.py",
+        "preference.py",
         "record.py",
         "rows.py",
         "shards.py",
         "sources.py",
         "tables.py",
+        "text.py",
         "tokens.py",
     )
 )
@@ -96,6 +99,11 @@ class TokenTable:
         """Supervised tokens of each row, int32."""
         return _mapped(supervised_of(self.path))
 
+    @cached_property
+    def desirable(self) -> np.ndarray:
+        """1 where the answer is one to learn, int32."""
+        return _mapped(desirable_of(self.path))
+
     def tokens(self, row: int) -> tuple[np.ndarray, np.ndarray]:
         """Token ids (int32) and supervised flags (bool) of one row; arrays of the row's own."""
         import numpy as np
@@ -109,8 +117,12 @@ class TokenTable:
     def row(self, row: int) -> TokenizedRow:
         """One row with where it came from, as plain lists."""
         ids, flags = self.tokens(row)
+        return TokenizedRow(ids.tolist(), flags.tolist(), self.origin(row), bool(self.desirable[row]))
+
+    def origin(self, row: int) -> str:
+        """Where a row came from."""
         batch, at = divmod(row, ROWS_PER_BATCH)
-        return TokenizedRow(ids.tolist(), flags.tolist(), self._batch(batch).column("origin")[at].as_py())
+        return str(self._batch(batch).column("origin")[at].as_py())
 
     def __getstate__(self) -> dict[str, Any]:
         return {"path": self.path}
@@ -135,6 +147,11 @@ def supervised_of(path: Path) -> Path:
     return path.with_suffix(".supervised")
 
 
+def desirable_of(path: Path) -> Path:
+    """The file that says of each row whether its answer is one to learn: int32, little-endian, one a row."""
+    return path.with_suffix(".desirable")
+
+
 def _mapped(path: Path) -> np.ndarray:
     import numpy as np
 
@@ -157,7 +174,7 @@ class TableWriter:
             ]
         )
         self._writer = pa.ipc.new_file(str(path), self._schema)
-        self._counts = (lengths_of(path).open("wb"), supervised_of(path).open("wb"))
+        self._flat = tuple(place(path).open("wb") for place in (lengths_of, supervised_of, desirable_of))
         self._rows: list[TokenizedRow] = []
 
     def add(self, row: TokenizedRow) -> None:
@@ -169,7 +186,7 @@ class TableWriter:
         if self._rows:
             self._flush()
         self._writer.close()
-        for stream in self._counts:
+        for stream in self._flat:
             stream.close()
 
     def _flush(self) -> None:
@@ -183,8 +200,9 @@ class TableWriter:
         ]
         arrays = [pa.array(column, type=field.type) for column, field in zip(columns, self._schema, strict=True)]
         self._writer.write_batch(pa.record_batch(arrays, schema=self._schema))
-        for stream, counts in zip(self._counts, ([len(row.token_ids) for row in self._rows], [sum(row.supervised) for row in self._rows]), strict=True):
-            stream.write(np.array(counts, dtype="<i4").tobytes())
+        numbers = np.array([[len(row.token_ids), sum(row.supervised), row.desirable] for row in self._rows], dtype="<i4")
+        for stream, column in zip(self._flat, numbers.T, strict=True):
+            stream.write(column.tobytes())
         self._rows.clear()
 
 

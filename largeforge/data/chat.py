@@ -6,21 +6,16 @@ import hashlib
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
-from largeforge.chat import Example
 from largeforge.contract import Reference
 from largeforge.data.formats import BadField, Format, detect_chat, explain_unknown, kind, read_messages
 from largeforge.data.hub import HubRows
 from largeforge.data.module import RowsModule
 from largeforge.data.rows import BadRow, ChatRow
 from largeforge.data.sources import Source, find_sources, in_one_stream, is_mixed, paths_of, records_of, refuse_unused
-from largeforge.data.tokens import is_validation
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
-    from largeforge.contract import Progress, Storage
     from largeforge.data.config import ChatConfig
 
 
@@ -29,18 +24,8 @@ class Chat(RowsModule):
 
     config: ChatConfig
 
-    def __init__(
-        self,
-        config: ChatConfig,
-        *,
-        tokenizer: PreTrainedTokenizerBase | None = None,
-        template: str | None = None,
-        train_on: Literal["answer", "all"] = "answer",
-        progress: Progress | None = None,
-        storage: Storage | None = None,
-    ) -> None:
-        super().__init__(config, tokenizer=tokenizer, template=template, train_on=train_on, progress=progress)
-        self.storage = storage
+    def __init__(self, config: ChatConfig, **live: Any) -> None:
+        super().__init__(config, **live)
         refuse_unused(config, *([config.validation] if isinstance(config.validation, str) else []))
 
     def rows(self) -> Iterator[ChatRow | BadRow]:
@@ -63,14 +48,6 @@ class Chat(RowsModule):
     def source(self) -> Reference:
         """The files or the Hub data set, with the hash of the bytes."""
         return Reference(kind="data", name=", ".join(paths_of(self.config)), revision=self.config.revision or "", sha256=self._rows_hash)
-
-    def heldout(self) -> list[Example]:
-        """The validation rows as questions: every turn before the last answer, and that answer."""
-        rows = self.validation_rows()
-        if rows is None:
-            share = self._share
-            rows = (row for row in self.rows() if isinstance(row, ChatRow) and is_validation(row, share)) if share else iter(())
-        return [example_of(row) for row in rows if isinstance(row, ChatRow)]
 
     def expected_rows(self) -> int | None:
         """Rows of every source, where each is quick to count."""
@@ -125,9 +102,3 @@ def _row(record: dict[str, Any], origin: str, layout: Format | None) -> ChatRow 
         return ChatRow(read_messages(record, layout), origin)
     except BadField as fault:
         return BadRow(origin, fault.field, fault.message)
-
-
-def example_of(row: ChatRow) -> Example:
-    """A row as a question: every turn before its last answer, and that answer."""
-    last = max(index for index, message in enumerate(row.messages) if message.role == "assistant")
-    return Example(prompt=row.messages[:last], answer=row.messages[last].content, note=row.origin)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
-from largeforge.config.typed import Bool, Fraction, NonNegativeInt, PartConfig, PositiveFloat, PositiveInt, Typed
+from largeforge.config.typed import Bool, Fraction, NonNegativeInt, PartConfig, PositiveFloat, PositiveInt, Typed, real_number
 
 
 class DataConfig(PartConfig):
@@ -14,11 +14,26 @@ class DataConfig(PartConfig):
 
 
 class TokensConfig(DataConfig):
-    """Rows of chat that become tokens: what every kind of them has."""
+    """Rows that become tokens: what every kind of them has."""
 
+    curriculum: Literal["none", "length", "loss"] = Field(
+        description="Order of the first epoch: none is random; short rows first; or rows of a low loss under the untrained model first."
+    )
     max_length: PositiveInt = Field(description="Longest row in tokens; also the width of a packed row.")
     packing: Literal["auto"] | Bool = Field(description="Put several rows into one: true, false, or auto, which compares how full both ways would be.")
     num_workers: NonNegativeInt = Field(description="Processes that make batches ahead; 0 makes them in the main process.")
+
+
+class ChatRowsConfig(TokensConfig):
+    """Rows whose turns can be learnt from."""
+
+
+class PairRowsConfig(TokensConfig):
+    """Rows of which pairs of answers, or answers that are good or bad, can be learnt from."""
+
+
+class TextRowsConfig(TokensConfig):
+    """Rows of text."""
 
 
 class TrainingDataConfig(TokensConfig):
@@ -54,13 +69,13 @@ class SourceConfig(DataConfig):
     mix: MixConfig = Field(description="How several paths become one stream.")
 
 
-class ChatConfig(TrainingDataConfig, SourceConfig):
+class ChatConfig(TrainingDataConfig, ChatRowsConfig, SourceConfig):
     """Rows of chat from files or a Hub data set."""
 
     format: Literal["auto", "messages", "sharegpt", "alpaca", "prompt_completion"] = Field(description="How a row says who spoke; auto looks at its fields.")
 
 
-class DemoConfig(TrainingDataConfig):
+class DemoConfig(TrainingDataConfig, ChatRowsConfig, PairRowsConfig):
     """Plain-English wishes and the LargeForge command that grants each, made by LargeForge itself."""
 
     num_rows: PositiveInt = Field(description="Training rows to make.")
@@ -80,15 +95,28 @@ class RowsConfig(RawConfig):
     )
 
 
-class PreferenceConfig(RawConfig):
+class RawTrainingConfig(TrainingDataConfig, RawConfig):
+    """Raw rows that are also learnt from as they are."""
+
+
+class PreferenceConfig(RawTrainingConfig, PairRowsConfig):
     """Rows of two answers to one prompt, of which one is preferred."""
 
 
-class TextConfig(RawConfig):
+class RehearsalConfig(Typed):
+    """General text among that of a field, so that what the model knew is not forgotten."""
+
+    path: str | list[str] | None = Field(description="File, folder, glob, URL or Hub data set of general text; null is none.")
+    share: Annotated[float, BeforeValidator(real_number), Field(ge=0, lt=1)] = Field(description="Share of all rows that are drawn from it; 0 is none.")
+
+
+class TextConfig(RawTrainingConfig, TextRowsConfig):
     """Rows of plain text."""
 
+    rehearsal: RehearsalConfig = Field(description="General text among that of the field.")
 
-class ArtifactConfig(TokensConfig):
+
+class ArtifactConfig(ChatRowsConfig, PairRowsConfig, TextRowsConfig):
     """A data artifact, to train on or to look at."""
 
     path: str = Field(description="The artifact's folder, or its URL.")

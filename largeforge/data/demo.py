@@ -9,19 +9,13 @@ import hashlib
 import json
 from collections.abc import Iterator
 from functools import cached_property
-from typing import TYPE_CHECKING, Literal
 
 from largeforge.chat import Example, Message
 from largeforge.contract import Reference
 from largeforge.data.config import DemoConfig
 from largeforge.data.demo_wishes import HELDOUT, TRAINING, Wish, nearest, wishes, words_of
 from largeforge.data.module import RowsModule
-from largeforge.data.rows import ChatRow
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
-    from largeforge.contract import Progress, Storage
+from largeforge.data.rows import ChatRow, LearntRow, PairRow
 
 
 class Demo(RowsModule):
@@ -29,27 +23,32 @@ class Demo(RowsModule):
 
     config: DemoConfig
 
-    def __init__(
-        self,
-        config: DemoConfig,
-        *,
-        tokenizer: PreTrainedTokenizerBase | None = None,
-        template: str | None = None,
-        train_on: Literal["answer", "all"] = "answer",
-        progress: Progress | None = None,
-        storage: Storage | None = None,
-    ) -> None:
-        super().__init__(config, tokenizer=tokenizer, template=template, train_on=train_on, progress=progress)
-
     @cached_property
     def wishes(self) -> list[Wish]:
         """Every training row."""
         return wishes(TRAINING, self.config.num_rows, seed=self.config.seed)
 
-    def rows(self) -> Iterator[ChatRow]:
-        """Stream the training rows as conversations."""
+    def rows(self) -> Iterator[LearntRow]:
+        """Stream the training rows: a wish and its command; where pairs are learnt, beside a command that grants another wish."""
         for number, wish in enumerate(self.wishes, start=1):
-            yield ChatRow(messages=(Message("user", wish.text), Message("assistant", wish.command)), origin=f"demo row {number}")
+            origin = f"demo row {number}"
+            if self.learns == "chat":
+                yield ChatRow((Message("user", wish.text), Message("assistant", wish.command)), origin)
+                continue
+            right, wrong = (
+                ChatRow((Message("user", wish.text), Message("assistant", command)), origin, num_prompt=1, desirable=good)
+                for command, good in ((wish.command, True), (self._other(number - 1), False))
+            )
+            if self.learns == "pairs":
+                yield PairRow(right, wrong, origin)
+            else:
+                yield from (right, wrong)
+
+    def _other(self, index: int) -> str:
+        """The command of the next wish that asks for something else."""
+        commands = [wish.command for wish in self.wishes]
+        behind = (commands[(index + offset) % len(commands)] for offset in range(1, len(commands)))
+        return next((command for command in behind if command != commands[index]), f"{commands[index]} plan=true")
 
     def fingerprint(self) -> str:
         """sha256 of all that the rows say."""

@@ -23,12 +23,13 @@ from largeforge.data.rows import BadRow
 from largeforge.data.tables import table
 from largeforge.errors import InputError
 
-TEXT_SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv")
+TEXT_SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".txt", ".md")
 TABLE_SUFFIXES = (".parquet", ".arrow", ".feather")
 LINES = (".jsonl", ".ndjson")
 SUFFIXES = TEXT_SUFFIXES + TABLE_SUFFIXES
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _FOREIGN = re.compile("[\udc80-\udcff]")  # what errors="surrogateescape" makes of a byte that is no UTF-8
+PASSAGE_CHARS = 2000  # a plain text is cut at the first empty line behind so many characters, and at a line's end behind four times as many
 _BLOCK_CHARS = 1 << 16
 _BLOCK_BYTES = 1 << 20
 
@@ -83,6 +84,8 @@ def records(source: Path | Slice) -> Iterator[Record | BadRow]:
         return _json(file)
     if suffix in (".csv", ".tsv"):
         return _csv(file, delimiter="\t" if suffix == ".tsv" else ",")
+    if suffix in (".txt", ".md"):
+        return _passages(file)
     return table(file) if isinstance(source, Path) else table(file, source.start, source.stop)
 
 
@@ -289,6 +292,28 @@ def _csv(file: Path, *, delimiter: str) -> Iterator[Record | BadRow]:
                 yield BadRow(origin, broken, "is not UTF-8", _recode(file))
                 continue
             yield Record(dict(zip(header, cells, strict=True)), origin)
+
+
+def _passages(file: Path) -> Iterator[Record | BadRow]:
+    """A plain text in passages of some paragraphs, each as a record with `text`; one passage in memory at a time."""
+    with file.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as stream:
+        held: list[str] = []
+        size, first = 0, 1
+        for number, line in enumerate(stream, start=1):
+            held.append(line)
+            size += len(line)
+            if (size >= PASSAGE_CHARS and not line.strip()) or size >= 4 * PASSAGE_CHARS:
+                yield from _passage(file, held, first)
+                held, size, first = [], 0, number + 1
+        yield from _passage(file, held, first)
+
+
+def _passage(file: Path, lines: list[str], first: int) -> Iterator[Record | BadRow]:
+    text = "".join(lines)
+    if _FOREIGN.search(text):
+        yield BadRow(f"{file}:{first}", "", "is not UTF-8", _recode(file))
+    elif text.strip():
+        yield Record({"text": text}, f"{file}:{first}")
 
 
 # ---- saying what is wrong ----

@@ -7,13 +7,48 @@ stands in it exactly once, so whichever layout is taken the step's gradient is t
 from __future__ import annotations
 
 from bisect import bisect_left, insort
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 Layout = list[list[list[int]]]
 
 # Packed rows need an explicit block mask where padded ones take attention's causal fast path, so packing must save more
 # than two positions in a hundred before it is worth it.
 PACKING_MARGIN = 0.02
+
+
+def lay_out(rows: Sequence[int], lengths: Mapping[int, int], *, packing: bool, width: int, per_row: int, micro_batch_size: int, world_size: int = 1) -> Layout:
+    """Lay out the rows of one step, over all ranks: sequences of rows of a table in which each row of the step is `per_row` rows.
+
+    The sequences of one row of the step stay in one micro-batch, side by side: a pair is compared within its batch.
+
+    Args:
+        rows: of the step; row r is the table's r * per_row and those behind it.
+        lengths: tokens of the table's rows.
+        packing: whether several rows share a sequence, of up to width * per_row tokens.
+        width: tokens of one row of the table at most.
+        per_row: 2 for pairs.
+        micro_batch_size: packed sequences, or rows of the step, per micro-batch.
+        world_size: ranks; micro-batches are made small enough that each has one where the rows suffice.
+    """
+    units = [list(range(row * per_row, (row + 1) * per_row)) for row in rows]
+    if not packing:
+        widest = [max(lengths[at] for at in unit) for unit in units]
+        most = min(micro_batch_size, -(-len(units) // world_size))
+        return [[[at] for (unit,) in micro for at in units[unit]] for micro in length_sorted(widest, micro_batch_size=most)]
+    whole = [sum(lengths[at] for at in unit) for unit in units]
+    layout = [
+        [[at for unit in sequence for at in units[unit]] for sequence in micro]
+        for micro in packed(whole, width=width * per_row, micro_batch_size=micro_batch_size)
+    ]
+    sequences = [sequence for micro in layout for sequence in micro]
+    most = min(micro_batch_size, -(-len(sequences) // world_size))
+    return layout if most == micro_batch_size else [sequences[at : at + most] for at in range(0, len(sequences), most)]
+
+
+def shared(layout: Layout, *, rank: int, world_size: int) -> Layout:
+    """One rank's micro-batches: dealt out in turn, as many for each rank; empty ones where there are too few."""
+    mine = layout[rank::world_size]
+    return mine + [[]] * (-(-len(layout) // world_size) - len(mine))
 
 
 def packed(lengths: Sequence[int], *, width: int, micro_batch_size: int) -> Layout:
@@ -72,6 +107,6 @@ def length_sorted(lengths: Sequence[int], *, micro_batch_size: int) -> Layout:
     return [[[row] for row in order[at : at + micro_batch_size]] for at in range(0, len(order), micro_batch_size)]
 
 
-def positions(layout: Layout, lengths: Sequence[int]) -> int:
+def positions(layout: Layout, lengths: Sequence[int] | Mapping[int, int]) -> int:
     """Positions that a layout computes, padding included."""
     return sum(len(micro) * max(sum(lengths[row] for row in sequence) for sequence in micro) for micro in layout)

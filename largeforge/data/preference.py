@@ -1,15 +1,16 @@
-"""Rows of two answers to one prompt, of which one is preferred: what `data=preference` reads. Knows nothing about how pairs are learnt from."""
+"""Pairs of answers from the user's files or a Hub data set: what `data=preference` reads, to prepare and to learn from.
+
+Answers that are judged one by one (a `label` beside prompt and answer) are read too, where the method learns from them.
+"""
 
 from __future__ import annotations
 
-from typing import ClassVar
-
-from largeforge.data.formats import Layout
-from largeforge.data.raw import Rows
+from largeforge.data.config import PreferenceConfig
+from largeforge.data.raw_module import RawModule
 
 
-class Preference(Rows):
-    """Pairs from files, buckets or the Hub: prompt, chosen and rejected, as text or as turns."""
+class Preference(RawModule):
+    """Pairs: prompt, chosen and rejected, as text or as turns."""
 
-    layout: ClassVar[Layout | None] = "preference"
-    advice: ClassVar[str] = "task=prepare data=preference layout=messages keeps the chosen answers as rows of chat: train on them with data=artifact"
+    config: PreferenceConfig
+    kind = "preference"

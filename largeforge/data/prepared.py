@@ -8,61 +8,48 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, cast
+from typing import TYPE_CHECKING
 
 from largeforge.artifact import MANIFEST, is_artifact
-from largeforge.chat import Example, Message, Role
+from largeforge.chat import Example
 from largeforge.contract import Reference
-from largeforge.data.chat import example_of
+from largeforge.data.learnt import KINDS, example_of, learnt_rows
 from largeforge.data.module import RowsModule
-from largeforge.data.rows import ChatRow
+from largeforge.data.rows import BadRow, LearntRow
 from largeforge.data.shards import DataFolder, open_data
 from largeforge.errors import InputError
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
-    from largeforge.contract import Progress, Storage
+    from largeforge.contract import Storage
     from largeforge.data.config import ArtifactConfig
 
 MENDS = {
-    "preference": "task=prepare data.path={path} layout=messages keeps the chosen answers as rows of chat",
-    "text": "give an artifact whose rows hold an answer to learn",
+    "preference": "task=dpo, which learns from pairs; or task=prepare data.path={path} layout=messages keeps the chosen answers as rows of chat",
+    "text": "task=pretrain, which learns from text; or an artifact whose rows hold an answer to learn",
+    "messages": "task=sft, which learns from rows of chat; or an artifact of another kind",
 }
 
 
 class Artifact(RowsModule):
-    """Rows of chat from a data artifact."""
+    """Rows from a data artifact: of chat, of pairs or of text, as the method learns from."""
 
     config: ArtifactConfig
-
-    def __init__(
-        self,
-        config: ArtifactConfig,
-        *,
-        tokenizer: PreTrainedTokenizerBase | None = None,
-        template: str | None = None,
-        train_on: Literal["answer", "all"] = "answer",
-        progress: Progress | None = None,
-        storage: Storage | None = None,
-    ) -> None:
-        super().__init__(config, tokenizer=tokenizer, template=template, train_on=train_on, progress=progress)
-        self.storage = storage
 
     @cached_property
     def data(self) -> DataFolder:
         """The artifact, its files verified. Raises ArtifactError, InputError."""
         return open_data(find_artifact(self.config.path, storage=self.storage))
 
-    def rows(self) -> Iterator[ChatRow]:
+    def rows(self) -> Iterator[LearntRow | BadRow]:
         """Stream the rows of the split that is trained on."""
-        return self._chat(self.config.split)
+        return self._learnt(self.config.split)
 
-    def validation_rows(self) -> Iterator[ChatRow] | None:
+    def validation_rows(self) -> Iterator[LearntRow | BadRow] | None:
         """The artifact's validation rows; none where it has no such split, or trains on it."""
-        return self._chat("validation") if "validation" in self._others else iter(())
+        return self._learnt("validation") if "validation" in self._others else iter(())
 
     def fingerprint(self) -> str:
         """Of the artifact's id, which is the hash of what it holds, and of the split."""
@@ -76,7 +63,9 @@ class Artifact(RowsModule):
     def heldout(self) -> list[Example]:
         """The artifact's test rows as questions; its validation rows where it has none."""
         split = next((name for name in ("test", "validation") if name in self._others), None)
-        return [] if split is None else [example_of(row) for row in self._chat(split)]
+        rows = self._learnt(split) if split is not None else iter(())
+        examples = (example_of(row) for row in rows if not isinstance(row, BadRow))
+        return [example for example in examples if example is not None]
 
     def expected_rows(self) -> int | None:
         """Rows that will be read."""
@@ -88,16 +77,16 @@ class Artifact(RowsModule):
     def _others(self) -> set[str]:
         return set(self.data.splits) - {self.config.split}
 
-    def _chat(self, split: str) -> Iterator[ChatRow]:
+    def _learnt(self, split: str) -> Iterator[LearntRow | BadRow]:
         self.data.files(split)  # refuses a split that is not there
-        if self.data.kind != "messages":
+        kinds = KINDS[self.learns]
+        if self.data.kind not in kinds:
             raise InputError(
-                f"data.path = {self.config.path} holds rows of kind {self.data.kind}; this task learns from rows of kind messages.",
+                f"data.path = {self.config.path} holds rows of kind {self.data.kind}; this task learns from rows of kind {' or '.join(kinds)}.",
                 next_step=MENDS[self.data.kind].format(path=self.config.path),
             )
         for row in self.data.rows(split):
-            turns = tuple(Message(cast(Role, turn["role"]), turn["content"]) for turn in row.content["messages"])
-            yield ChatRow(turns, f"{row.origin} (row {row.id[:12]})")
+            yield from learnt_rows(replace(row, origin=f"{row.origin} (row {row.id[:12]})"), self.learns)
 
 
 def find_artifact(path: str, *, storage: Storage | None) -> Path:

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from functools import cached_property
 from itertools import chain, islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 from largeforge.contract import Reference
 from largeforge.data.files import LINES, TABLE_SUFFIXES, jsonl_slices, records
@@ -59,16 +59,10 @@ class RowSlice:
 class Rows:
     """Rows of chat, of preferences or of text from files, buckets, artifacts or the Hub, as task=prepare reads them."""
 
-    layout: ClassVar[Layout | None] = None
-    """The only layout that is read; None is what `data.format` says."""
-    advice: ClassVar[str] = "data=chat data.path=FILE, or task=prepare and then data=artifact data.path=FOLDER"
-    """What to do where a task would train on it."""
-
-    def __init__(self, config: RawConfig, *, storage: Storage | None = None, progress: Progress | None = None, **others: Any) -> None:
-        if "tokenizer" in others:
-            name = type(self).__name__.lower()
-            raise InputError(f"data={name} cannot be learnt from by this task, which learns from rows of chat.", next_step=self.advice)
+    def __init__(self, config: RawConfig, *, storage: Storage | None = None, progress: Progress | None = None, layout: Layout | None = None) -> None:
+        """Read what a config's paths mean; `layout` is the only one that is read, None what `data.format` says."""
         self.config = config
+        self.layout = layout
         self.storage = storage
         self.progress = progress
         refuse_unused(config)

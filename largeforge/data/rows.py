@@ -117,19 +117,65 @@ class ChatRow:
     Args:
         messages: the turns in order.
         origin: where it stands, as a person would look it up: "rows.jsonl:12", "rows.parquet row 12".
+        num_prompt: how many of the turns are only asked, whoever speaks in them; 0 learns from every turn of the assistant's.
+        desirable: whether the answer is one to learn; of a method that is told.
     """
 
     messages: tuple[Message, ...]
     origin: str
+    num_prompt: int = 0
+    desirable: bool = True
 
     def content_hash(self) -> str:
-        """sha256 of what is said, whatever the file or the order of rows."""
-        text = json.dumps([[m.role, m.content] for m in self.messages], ensure_ascii=True)
+        """sha256 of what is said, whatever the file or the order of rows; of the prompt alone where there may be several answers to it."""
+        said = self.messages[: self.num_prompt] if self.num_prompt else self.messages
+        text = json.dumps([[m.role, m.content] for m in said], ensure_ascii=True)
         return hashlib.sha256(text.encode()).hexdigest()
+
+    def parts(self) -> tuple[ChatRow, ...]:
+        """The conversations that become tokens."""
+        return (self,)
+
+    @property
+    def num_asked(self) -> int:
+        """Turns of the assistant's that are part of the prompt."""
+        return sum(message.role == "assistant" for message in self.messages[: self.num_prompt])
 
     def as_dicts(self) -> list[dict[str, str]]:
         """The turns as chat templates take them."""
         return [message.as_dict() for message in self.messages]
+
+
+@dataclass(frozen=True)
+class PairRow:
+    """Two answers to one prompt, of which one is preferred."""
+
+    chosen: ChatRow
+    rejected: ChatRow
+    origin: str
+
+    def content_hash(self) -> str:
+        """sha256 of the prompt: pairs of one prompt stand on the same side of a split."""
+        return self.chosen.content_hash()
+
+    def parts(self) -> tuple[ChatRow, ...]:
+        """The conversations that become tokens."""
+        return (self.chosen, self.rejected)
+
+
+@dataclass(frozen=True)
+class TextRow:
+    """A text that is learnt from beginning to end."""
+
+    text: str
+    origin: str
+
+    def content_hash(self) -> str:
+        """sha256 of the text."""
+        return hashlib.sha256(self.text.encode()).hexdigest()
+
+
+LearntRow = ChatRow | PairRow | TextRow
 
 
 @dataclass(frozen=True)

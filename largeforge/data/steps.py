@@ -1,23 +1,22 @@
-"""Optimizer steps as a pure function of (rows, window): order, layout, tensors, loader. Reads tokens only of the steps that are asked for.
-
-Shapes: B sequences, T positions.
-"""
+"""Optimizer steps as a pure function of (rows, window): order, layout, batches, loader. Reads tokens only of the steps that are asked for."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
-from largeforge.contract import BatchShape, StepWindow, TokenBatch
-from largeforge.data.layout import PACKING_MARGIN, Layout, length_sorted, packed, positions
+from largeforge.contract import AnswerBatch, BatchShape, Learns, StepWindow, TokenBatch
+from largeforge.data.batches import collate, collate_answers, empty
+from largeforge.data.curriculum import paced_order
+from largeforge.data.layout import PACKING_MARGIN, Layout, lay_out, positions, shared
 
 if TYPE_CHECKING:
     import numpy as np
     from torch.utils.data import DataLoader
 
+    from largeforge.data.annotations import AnnotationTable
     from largeforge.data.cache import TokenTable
 
 # Windows that are compared before a choice is made: enough for the second digit of a fill, and quick on a million rows.
@@ -95,24 +94,67 @@ def epoch_order(num_rows: int, seed: int, epoch: int) -> np.ndarray | FarOrder:
     return order
 
 
-def step_rows(num_rows: int, window: StepWindow, step: int) -> list[int]:
-    """Rows of one optimizer step of the run, counted from 0. The last step of an epoch may be short."""
+def step_rows(num_rows: int, window: StepWindow, step: int, *, paced_by: Pacing | None = None) -> list[int]:
+    """Rows of one optimizer step of the run, counted from 0. The last step of an epoch may be short.
+
+    Args:
+        num_rows: of the data set.
+        window: batch size and seed.
+        step: counted from 0.
+        paced_by: what orders the first epoch; None draws it like any other.
+    """
     steps_per_epoch = -(-num_rows // window.batch_size)
     epoch, index = divmod(step, steps_per_epoch)
-    order = epoch_order(num_rows, window.seed, epoch)
+    order = paced_by.order(window.seed) if paced_by is not None and epoch == 0 else epoch_order(num_rows, window.seed, epoch)
     return [int(row) for row in order[index * window.batch_size : (index + 1) * window.batch_size]]
 
 
-def compare(lengths: np.ndarray, window: StepWindow, *, width: int) -> Fills:
+def compare(lengths: np.ndarray, window: StepWindow, *, width: int, per_row: int = 1) -> Fills:
     """How full both layouts would be: from lengths, order and batch sizes; never from a timing, nor from where a run was resumed."""
-    steps_per_epoch = -(-len(lengths) // window.batch_size)
+    num_rows = len(lengths) // per_row
+    steps_per_epoch = -(-num_rows // window.batch_size)
     tokens = in_packed = in_sorted = 0
     for step in range(min(steps_per_epoch, COMPARED_WINDOWS)):
-        sizes = [int(lengths[row]) for row in step_rows(len(lengths), window, step)]
-        tokens += sum(sizes)
-        in_packed += positions(packed(sizes, width=width, micro_batch_size=window.micro_batch_size), sizes)
-        in_sorted += positions(length_sorted(sizes, micro_batch_size=window.micro_batch_size), sizes)
+        rows = step_rows(num_rows, window, step)
+        sizes = {at: int(lengths[at]) for row in rows for at in range(row * per_row, (row + 1) * per_row)}
+        tokens += sum(sizes.values())
+        size = {"width": width, "per_row": per_row, "micro_batch_size": window.micro_batch_size}
+        in_packed += positions(lay_out(rows, sizes, packing=True, **size), sizes)
+        in_sorted += positions(lay_out(rows, sizes, packing=False, **size), sizes)
     return Fills(tokens / in_packed, tokens / in_sorted)
+
+
+@dataclass(frozen=True)
+class Pacing:
+    """What a curriculum orders rows by, and how it is read where it is needed: in a loader's worker, too.
+
+    Args:
+        table: its lengths are the difficulty, where there is no other.
+        difficulty: values by row, computed before training; None takes lengths.
+        per_row: sequences of a row, whose difficulties are added.
+    """
+
+    table: TokenTable
+    difficulty: AnnotationTable | None
+    per_row: int = 1
+
+    def order(self, seed: int) -> np.ndarray:
+        """The first epoch's order: easy rows first, harder ones let in as the epoch goes on."""
+        path = self.table.path if self.difficulty is None else self.difficulty.path
+        return _paced(self, str(path), path.stat().st_mtime_ns, seed)
+
+    def values(self) -> np.ndarray:
+        """float64, one a row."""
+        import numpy as np
+
+        of_sequence = self.table.lengths if self.difficulty is None else self.difficulty.scalars("difficulty")
+        summed: np.ndarray = np.asarray(of_sequence, dtype=np.float64).reshape(-1, self.per_row).sum(axis=1)
+        return summed
+
+
+@lru_cache(maxsize=2)
+def _paced(pacing: Pacing, path: str, changed: int, seed: int) -> np.ndarray:
+    return paced_order(pacing.values(), seed=seed)
 
 
 @dataclass(frozen=True)
@@ -120,11 +162,14 @@ class Steps:
     """The steps of a window over a table of tokens, by number: what a loader's workers are given.
 
     Args:
-        table: token ids and masks, memory-mapped.
-        window: which steps.
-        width: tokens of a packed sequence at most.
+        table: token ids and masks, memory-mapped; a pair's answers stand side by side.
+        window: which steps, and whose share of each.
+        width: tokens of a packed sequence at most (of pairs: twice as many).
         packing: whether rows are packed.
         pad_id: what padding holds.
+        learns: what a micro-batch is made for.
+        notes: what was computed about the rows before training.
+        paced_by: what orders the first epoch; None is nothing.
     """
 
     table: TokenTable
@@ -132,76 +177,138 @@ class Steps:
     width: int
     packing: bool
     pad_id: int
+    learns: Learns = "chat"
+    notes: AnnotationTable | None = None
+    paced_by: Pacing | None = None
 
     def __len__(self) -> int:
         return self.window.num_steps
 
-    def __getitem__(self, step: int) -> list[TokenBatch]:
-        rows, layout = self._layout(step)
-        return [collate(self.table, [[rows[index] for index in sequence] for sequence in micro], pad_id=self.pad_id) for micro in layout]
+    def __getitem__(self, step: int) -> list[TokenBatch | AnswerBatch]:
+        rows = self.rows(step)
+        partner = dict(zip(rows, [*rows[1:], rows[0]], strict=True)) if self.learns == "labelled" and len(rows) > 1 else None
+        return [self._batch(micro, partner) for micro in self._layout(rows)]
+
+    def rows(self, step: int) -> list[int]:
+        """Rows of one step, over all ranks."""
+        return step_rows(len(self.table) // self.per_row, self.window, step, paced_by=self.paced_by)
+
+    @property
+    def per_row(self) -> int:
+        """Sequences of one row."""
+        return 2 if self.learns == "pairs" else 1
 
     def shapes(self, step: int) -> list[BatchShape]:
         """The same step's shapes, without reading a token."""
-        rows, layout = self._layout(step)
         lengths, supervised = self.table.lengths, self.table.supervised_counts
         shapes = []
-        for micro in layout:
-            widths = [sum(int(lengths[rows[index]]) for index in sequence) for sequence in micro]
-            num_supervised = sum(int(supervised[rows[index]]) for sequence in micro for index in sequence)
-            shapes.append(BatchShape(len(micro), max(widths), num_supervised, sum(widths), self.packing))
+        for micro in self._layout(self.rows(step)):
+            widths = [sum(int(lengths[at]) for at in sequence) for sequence in micro] or [0]
+            num_supervised = sum(int(supervised[at]) for sequence in micro for at in sequence)
+            shapes.append(BatchShape(len(widths), max(widths), num_supervised, sum(widths), self.packing))
         return shapes
 
-    def _layout(self, step: int) -> tuple[list[int], Layout]:
-        rows = step_rows(len(self.table), self.window, step)
-        lengths = [int(self.table.lengths[row]) for row in rows]
-        if self.packing:
-            return rows, packed(lengths, width=self.width, micro_batch_size=self.window.micro_batch_size)
-        return rows, length_sorted(lengths, micro_batch_size=self.window.micro_batch_size)
+    def _batch(self, micro: list[list[int]], partner: dict[int, int] | None) -> TokenBatch | AnswerBatch:
+        return make_batch(self.table, micro, pad_id=self.pad_id, learns=self.learns, notes=self.notes, partner=partner, width=self.width)
+
+    def _layout(self, rows: list[int]) -> Layout:
+        """This rank's micro-batches, of sequences of rows of the table; an empty one where it has nothing to do."""
+        lengths = {at: int(self.table.lengths[at]) for row in rows for at in range(row * self.per_row, (row + 1) * self.per_row)}
+        window = self.window
+        whole = lay_out(
+            rows,
+            lengths,
+            packing=self.packing,
+            width=self.width,
+            per_row=self.per_row,
+            micro_batch_size=window.micro_batch_size,
+            world_size=window.world_size,
+        )
+        return shared(whole, rank=window.rank, world_size=window.world_size)
 
 
 @dataclass(frozen=True)
 class MicroBatches:
-    """Rows of a table in a given order, in padded micro-batches: what validation reads."""
+    """Sequences of a table in a given order, in padded micro-batches: what validation reads, and what is asked before training.
+
+    Args:
+        table: token ids and masks.
+        micros: rows of the table in each micro-batch; none where a rank has nothing to do.
+        pad_id: what padding holds.
+        learns: what a micro-batch is made for.
+        notes: what was computed about the rows before training.
+        width: tokens of a sequence at most.
+    """
 
     table: TokenTable
-    order: tuple[int, ...]
-    micro_batch_size: int
+    micros: tuple[tuple[int, ...], ...]
     pad_id: int
+    learns: Learns = "chat"
+    notes: AnnotationTable | None = None
+    width: int = 0
 
     def __len__(self) -> int:
-        return math.ceil(len(self.order) / self.micro_batch_size)
+        return len(self.micros)
 
-    def __getitem__(self, index: int) -> list[TokenBatch]:
-        rows = self.order[index * self.micro_batch_size : (index + 1) * self.micro_batch_size]
-        return [collate(self.table, [[row] for row in rows], pad_id=self.pad_id)]
+    def __getitem__(self, index: int) -> list[TokenBatch | AnswerBatch]:
+        rows = list(self.micros[index])
+        partner = dict(zip(rows, [*rows[1:], rows[0]], strict=True)) if self.learns == "labelled" and len(rows) > 1 else None
+        sequences = [[row] for row in rows]
+        return [make_batch(self.table, sequences, pad_id=self.pad_id, learns=self.learns, notes=self.notes, partner=partner, width=self.width)]
 
 
-def collate(table: TokenTable, sequences: Sequence[Sequence[int]], *, pad_id: int) -> TokenBatch:
-    """Lay rows of the table side by side, in sequences padded on the right to the longest.
+def make_batch(
+    table: TokenTable,
+    sequences: list[list[int]],
+    *,
+    pad_id: int,
+    learns: Learns,
+    notes: AnnotationTable | None = None,
+    partner: dict[int, int] | None = None,
+    width: int = 0,
+) -> TokenBatch | AnswerBatch:
+    """One micro-batch from rows of a table, of the kind that `learns` asks for.
 
-    Position ids start again at every row; padding goes on counting, so that it belongs to the row before it.
+    Args:
+        table: token ids and masks.
+        sequences: rows of the table in each sequence; none at all makes an empty batch.
+        pad_id: what padding holds.
+        learns: "pairs" and "labelled" make an AnswerBatch.
+        notes: what was computed about the rows before training.
+        partner: whose answer each row is mismatched with; None makes no mismatched ones.
+        width: tokens that a mismatched sequence is cut to.
     """
-    import torch
+    order = [row for sequence in sequences for row in sequence]
+    annotations = notes.read(order) if notes is not None else {}
+    if learns not in ("pairs", "labelled"):
+        return (
+            collate([[table.tokens(row) for row in sequence] for sequence in sequences], pad_id=pad_id, annotations=annotations)
+            if order
+            else empty(annotations)
+        )
+    found = collate_answers(
+        [[table.tokens(row) for row in sequence] for sequence in sequences],
+        [bool(table.desirable[row]) for row in order],
+        pad_id=pad_id,
+        annotations=annotations,
+    )
+    if partner is not None:
+        crossed = [[_crossed(table.tokens(row), table.tokens(partner[row]), width)] for row in order]
+        found.mismatched = collate_answers(crossed, [True] * len(order), pad_id=pad_id, annotations={})
+    return found
 
-    read = [[table.tokens(row) for row in sequence] for sequence in sequences]
-    width = max(sum(len(ids) for ids, _ in sequence) for sequence in read)
-    ids_BT = torch.full((len(read), width), pad_id, dtype=torch.int64)
-    positions_BT = torch.zeros((len(read), width), dtype=torch.int64)
-    supervised_BT = torch.zeros((len(read), width), dtype=torch.bool)
-    num_tokens = 0
-    for b, sequence in enumerate(read):
-        at = begin = 0
-        for ids, supervised in sequence:
-            begin, at = at, at + len(ids)
-            ids_BT[b, begin:at] = torch.from_numpy(ids)
-            supervised_BT[b, begin:at] = torch.from_numpy(supervised)
-            positions_BT[b, begin:at] = torch.arange(at - begin)
-        positions_BT[b, begin:] = torch.arange(width - begin)
-        num_tokens += at
-    return TokenBatch(ids_BT, positions_BT, supervised_BT, num_examples=sum(len(s) for s in sequences), num_tokens=num_tokens)
+
+def _crossed(asked: tuple[np.ndarray, np.ndarray], answered: tuple[np.ndarray, np.ndarray], width: int) -> tuple[np.ndarray, np.ndarray]:
+    """The prompt of one row with the answer of another, cut to `width`."""
+    import numpy as np
+
+    (prompt, asked_flags), (answer, answer_flags) = asked, answered
+    begin, end = int(asked_flags.argmax()), int(answer_flags.argmax())
+    ids = np.concatenate([prompt[:begin], answer[end:]])[:width]
+    return ids, np.concatenate([np.zeros(begin, dtype=bool), answer_flags[end:]])[:width]
 
 
-def loader(items: Any, order: Sequence[int], *, num_workers: int) -> DataLoader[list[TokenBatch]]:
+def loader(items: Any, order: Sequence[int], *, num_workers: int) -> DataLoader[list[Any]]:
     """A DataLoader over whole items in the given order.
 
     It has a generator of its own: making an iterator draws from it and leaves the global one alone, so a resumed run's
@@ -220,7 +327,7 @@ def loader(items: Any, order: Sequence[int], *, num_workers: int) -> DataLoader[
     )
 
 
-def _as_it_is(item: list[TokenBatch]) -> list[TokenBatch]:
+def _as_it_is(item: list[Any]) -> list[Any]:
     return item
 
 

@@ -13,11 +13,14 @@ from largeforge.contract import TokenizedRow
 from largeforge.data.cache import TableWriter
 from largeforge.data.lint import TokenFacts, lint
 from largeforge.data.mask import ChatTokenizer, Rendered, UnclearAnswer
-from largeforge.data.rows import BadRow, BadRows, ChatRow
+from largeforge.data.rows import BadRow, BadRows, ChatRow, LearntRow, PairRow, TextRow
 from largeforge.errors import RowError
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
     from largeforge.contract import Bar
+    from largeforge.data.mask import TokenRow
 
 CHUNK = 256
 # Rows whose prompt is tokenized once more by itself, to see that a running model is given the same ids.
@@ -35,7 +38,7 @@ class Tally:
 
 
 class RowTokenizer:
-    """Tokenizes and lints rows.
+    """Tokenizes and lints rows of chat, of pairs and of labelled answers.
 
     Args:
         chat: tokenizer and template.
@@ -50,8 +53,8 @@ class RowTokenizer:
         self.train_on = train_on
         self.max_length = max_length
 
-    def __call__(self, rows: Iterable[ChatRow | BadRow], tally: Tally) -> Iterator[tuple[ChatRow, TokenizedRow] | BadRow]:
-        """Yield each row with its tokens, cut to `max_length`, or what is wrong with it; in order.
+    def __call__(self, rows: Iterable[LearntRow | BadRow], tally: Tally) -> Iterator[tuple[LearntRow, list[TokenizedRow]] | BadRow]:
+        """Yield each row with the tokens of its conversations, cut to `max_length`, or what is wrong with it; in order.
 
         Raises:
             RowError: the template or the tokenizer is at fault, so that no row could be trained on.
@@ -59,23 +62,27 @@ class RowTokenizer:
         stream = iter(rows)
         while chunk := list(islice(stream, CHUNK)):
             tally.rows_in += len(chunk)
-            rendered = [self._rendered(row) if isinstance(row, ChatRow) else row for row in chunk]
-            tokens = iter(self.chat.tokenize([item for item in rendered if isinstance(item, Rendered)]))
-            for row, item in zip(chunk, rendered, strict=True):
-                if isinstance(row, BadRow):
-                    yield row
+            rendered = [[self._rendered(part) for part in row.parts()] if isinstance(row, (ChatRow, PairRow)) else [] for row in chunk]
+            tokens = iter(self.chat.tokenize([item for items in rendered for item in items if isinstance(item, Rendered)]))
+            for row, items in zip(chunk, rendered, strict=True):
+                if not isinstance(row, (ChatRow, PairRow)):
+                    yield row if isinstance(row, BadRow) else BadRow(row.origin, "", "is a text, of which no turn is an answer")
                     continue
-                if isinstance(item, BadRow):
-                    yield item
-                    continue
-                token_row = next(tokens)
-                self._check_prompt(row, token_row.token_ids, tally)
-                whole = TokenizedRow(token_row.token_ids, [False, *token_row.answer[1:]], row.origin)
-                yield self._faulty(row, whole) or (row, self._trained(whole))
+                found = [
+                    item if isinstance(item, BadRow) else self._tokenized(part, next(tokens), tally) for part, item in zip(row.parts(), items, strict=True)
+                ]
+                bad = next((item for item in found if isinstance(item, BadRow)), None)
+                yield bad or (row, [item for item in found if isinstance(item, TokenizedRow)])
+
+    def _tokenized(self, row: ChatRow, tokens: TokenRow, tally: Tally) -> TokenizedRow | BadRow:
+        self._check_prompt(row, tokens.token_ids, tally)
+        whole = TokenizedRow(tokens.token_ids, [False, *tokens.answer[1:]], row.origin, row.desirable)
+        return self._faulty(row, whole) or self._trained(whole)
 
     def _rendered(self, row: ChatRow) -> Rendered | BadRow:
         try:
-            return self.chat.rendered(row)
+            rendered = self.chat.rendered(row)
+            return Rendered(rendered.text, rendered.answers[row.num_asked :]) if row.num_asked else rendered
         except UnclearAnswer as fault:
             return BadRow(row.origin, "messages", str(fault), "take another model.chat_template, or mend the row")
 
@@ -95,7 +102,7 @@ class RowTokenizer:
         """The row as it is trained on: cut to length, with the tokens marked that `train_on` asks for."""
         ids = row.token_ids[: self.max_length]
         supervised = row.supervised[: self.max_length] if self.train_on == "answer" else [False, *[True] * (len(ids) - 1)]
-        return TokenizedRow(ids, supervised, row.origin)
+        return TokenizedRow(ids, supervised, row.origin, row.desirable)
 
     def _check_prompt(self, row: ChatRow, token_ids: list[int], tally: Tally) -> None:
         if tally.prompts_checked < PROMPTS_CHECKED:
@@ -103,7 +110,48 @@ class RowTokenizer:
             tally.prompts_differ += not self.chat.prompt_agrees(row, token_ids)
 
 
-def is_validation(row: ChatRow, share: float) -> bool:
+class TextTokenizer:
+    """Tokenizes texts for learning from every token: what the tokenizer puts around a text (BOS), the text, its EOS.
+
+    A text longer than `max_length` is cut into windows; each begins with the last token of the one before, so that every token but
+    the first of the text is predicted once.
+
+    Args:
+        tokenizer: a fast tokenizer.
+        max_length: tokens of a window at most, >= 2.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, *, max_length: int) -> None:
+        self.tokenizer = tokenizer
+        self.max_length = max_length
+
+    def __call__(self, rows: Iterable[LearntRow | BadRow], tally: Tally) -> Iterator[tuple[LearntRow, list[TokenizedRow]] | BadRow]:
+        """Yield each text with its windows, or what is wrong with it; in order."""
+        stream = iter(rows)
+        while chunk := list(islice(stream, CHUNK)):
+            tally.rows_in += len(chunk)
+            texts = [row.text for row in chunk if isinstance(row, TextRow)]
+            encoded = iter(self.tokenizer(texts, return_attention_mask=False, verbose=False)["input_ids"] if texts else [])
+            for row in chunk:
+                if isinstance(row, BadRow):
+                    yield row
+                elif not isinstance(row, TextRow):
+                    yield BadRow(row.origin, "", "holds turns; a text is needed")
+                else:
+                    windows = self._windows(list(next(encoded)), row.origin)
+                    yield (row, windows) if windows else BadRow(row.origin, "text", "one token long, so nothing can be predicted")
+
+    def _windows(self, ids: list[int], origin: str) -> list[TokenizedRow]:
+        eos = self.tokenizer.eos_token_id
+        if eos is not None and ids[-1:] != [eos]:
+            ids.append(eos)
+        starts = range(0, max(len(ids) - 1, 0), self.max_length - 1)
+        cuts = [ids[start : start + self.max_length] for start in starts]
+        where = [f"{origin} from token {start}" if len(cuts) > 1 else origin for start in starts]
+        return [TokenizedRow(cut, [False, *[True] * (len(cut) - 1)], origin) for cut, origin in zip(cuts, where, strict=True)]
+
+
+def is_validation(row: LearntRow, share: float) -> bool:
     """Whether a row is set aside: decided by what it says, so the split is the same in any order and twins stay together."""
     return int(row.content_hash()[:16], 16) < share * 2**64
 
@@ -111,10 +159,10 @@ def is_validation(row: ChatRow, share: float) -> bool:
 def fill(
     draft: Path,
     *,
-    rows: Iterable[ChatRow | BadRow],
-    validation_rows: Iterable[ChatRow | BadRow] | None,
+    rows: Iterable[LearntRow | BadRow],
+    validation_rows: Iterable[LearntRow | BadRow] | None,
     share: float,
-    tokenizer: RowTokenizer,
+    tokenizer: RowTokenizer | TextTokenizer,
     skip: bool,
     skippable: bool,
     bar: Bar,
@@ -126,7 +174,7 @@ def fill(
         rows: to train on.
         validation_rows: to validate on; None sets a share of `rows` aside.
         share: of the rows to set aside, by their content.
-        tokenizer: does the work.
+        tokenizer: does the work; the tokenized rows of one row (a pair's two answers, a text's windows) stand behind one another.
         skip: leave bad rows out; otherwise they are all told in one error.
         skippable: whether the user could say so.
         bar: counts rows.
@@ -136,6 +184,8 @@ def fill(
     """
     tally = Tally()
     counts = {"train": 0, "validation": 0}
+    num_rows = dict(counts)
+    num_bytes = dict(counts)
     tokens = supervised = longest = 0
     writers = {name: TableWriter(draft / f"{name}.arrow") for name in counts}
     try:
@@ -147,14 +197,17 @@ def fill(
                         tally.bad.add(item)
                         bad_rows.write(json.dumps(asdict(item), ensure_ascii=False) + "\n")
                         continue
-                    row, token_row = item
+                    row, token_rows = item
                     table = "validation" if name == "validation" or is_validation(row, share) else "train"
-                    writers[table].add(token_row)
                     counts[table] += 1
-                    if table == "train":
-                        tokens += len(token_row.token_ids)
-                        supervised += sum(token_row.supervised)
-                        longest = max(longest, len(token_row.token_ids))
+                    num_rows[table] += len(token_rows) if isinstance(row, TextRow) else 1
+                    num_bytes[table] += len(row.text.encode()) if isinstance(row, TextRow) else 0
+                    for token_row in token_rows:
+                        writers[table].add(token_row)
+                        if table == "train":
+                            tokens += len(token_row.token_ids)
+                            supervised += sum(token_row.supervised)
+                            longest = max(longest, len(token_row.token_ids))
     finally:
         for writer in writers.values():
             writer.close()
@@ -167,11 +220,12 @@ def fill(
         "rows_kept": counts["train"] + counts["validation"],
         "rows_bad": tally.bad.count,
         "bad_rows": [str(bad) for bad in tally.bad.shown],
-        "num_rows": counts["train"],
-        "num_validation_rows": counts["validation"],
+        "num_rows": num_rows["train"],
+        "num_validation_rows": num_rows["validation"],
+        "validation_bytes": num_bytes["validation"],
         "tokens": tokens,
         "supervised_tokens": supervised,
-        "mean_tokens": round(tokens / counts["train"], 1),
+        "mean_tokens": round(tokens / num_rows["train"], 1),
         "longest_row": longest,
         "prompts_checked": tally.prompts_checked,
         "prompts_differ": tally.prompts_differ,

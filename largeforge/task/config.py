@@ -13,9 +13,9 @@ from pydantic import Field
 from largeforge.adapter.config import AdapterConfig
 from largeforge.benchmark.config import BenchmarkConfig
 from largeforge.config.typed import Bool, NonNegativeInt, PartConfig, Typed
-from largeforge.data.config import TokensConfig
+from largeforge.data.config import ChatRowsConfig, PairRowsConfig, TextRowsConfig, TokensConfig
 from largeforge.engine.config import EngineConfig
-from largeforge.method.config import MethodConfig
+from largeforge.method.config import DistillConfig, MethodConfig, ReferencedConfig, SupervisedConfig, TextMethodConfig, UnreferencedConfig
 from largeforge.model.config import ModelConfig
 from largeforge.quant.config import QuantConfig
 from largeforge.storage.config import StorageConfig
@@ -41,8 +41,12 @@ class RootConfig(Typed):
     trust: list[str] = Field(description="Packages of your own that _target_ may name; command line and user settings only.")
 
 
-class TrainConfig(RootConfig):
-    """Train a model with one method; leaves a checkpoint or adapter artifact."""
+class TrainingConfig(RootConfig):
+    """What every task has that trains; leaves a checkpoint or adapter artifact."""
+
+    verify: Literal["none", "resume", "invariance", "parity"] = Field(
+        description="Prove on this very recipe, in a few steps, instead of training: resume, invariance (of how a batch is split), parity (with TRL)."
+    )
 
     model: ModelConfig = Field(description="What is trained.")
     adapter: AdapterConfig = Field(description="Which parameters learn.")
@@ -54,6 +58,44 @@ class TrainConfig(RootConfig):
     tracker: TrackerConfig = Field(description="Where curves go.")
     engine: EngineConfig = Field(description="What answers the benchmark's questions.")
     benchmark: BenchmarkConfig = Field(description="What is asked before and after.")
+
+
+class TrainConfig(TrainingConfig):
+    """Fine-tune a model on rows of chat."""
+
+    method: SupervisedConfig = Field(description="What is learnt.")
+    data: ChatRowsConfig = Field(description="The rows.")
+
+
+class PretrainConfig(TrainingConfig):
+    """Go on training a model on plain text."""
+
+    method: TextMethodConfig = Field(description="What is learnt.")
+    data: TextRowsConfig = Field(description="The texts.")
+
+
+class PreferConfig(TrainingConfig):
+    """Train a model on answers of which some are preferred."""
+
+    method: UnreferencedConfig = Field(description="What is learnt.")
+    data: PairRowsConfig = Field(description="The answers.")
+
+
+class PreferToReferenceConfig(TrainingConfig):
+    """Train a model on answers of which some are preferred, held to a reference model."""
+
+    method: ReferencedConfig = Field(description="What is learnt.")
+    data: PairRowsConfig = Field(description="The answers.")
+    reference: ModelConfig | None = Field(description="A second model to be held to; null is the model itself, as it is at the start.")
+
+
+class DistillFromTeacherConfig(TrainingConfig):
+    """Teach a small model what a large one would say."""
+
+    method: DistillConfig = Field(description="What is learnt.")
+    data: ChatRowsConfig = Field(description="The rows.")
+    teacher: ModelConfig | None = Field(description="Who is learnt from: a model of the same vocabulary.")
+    assistant: ModelConfig | None = Field(description="A model between both in size, who teaches first; null is none.")
 
 
 class ChatConfig(RootConfig):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from typing import Any
 
 from largeforge.artifact import Artifact, write_atomically
@@ -10,15 +11,19 @@ from largeforge.build import build, find
 from largeforge.chat import Example
 from largeforge.config.lock import write_lock
 from largeforge.contract import Adapter, Benchmark, DataModule, Engine, LoadedModel, Method, Progress, Quant, Score, Storage, Tracker, Trainer
+from largeforge.model.config import ModelConfig
 from largeforge.report import Section, write_report
 from largeforge.run import Run
-from largeforge.task.config import TrainConfig
+from largeforge.task.config import DistillFromTeacherConfig, PreferToReferenceConfig, TrainingConfig
+
+SecondModel = Callable[[Any], LoadedModel]
+"""Loads the model of a config, frozen."""
 
 
 class Train:
-    """sft today; every method that learns from rows tomorrow."""
+    """Every method that learns from rows; those that ask a second model say which."""
 
-    def __init__(self, config: TrainConfig) -> None:
+    def __init__(self, config: TrainingConfig) -> None:
         self.config = config
 
     def run(self, run: Run) -> Artifact:
@@ -32,15 +37,23 @@ class Train:
         adapter: Adapter = build(config.adapter, seed=config.seed)
         model: LoadedModel = build(config.model, progress=run.progress).load(trainable=True, precision=trainer.precision, quant=quant, adapter=adapter)
         storage: Storage = build(config.storage, progress=run.progress)
-        rows = {"template": model.template, "train_on": config.method.train_on, "progress": run.progress, "storage": storage}
+        rows = {"template": model.template, "train_on": config.method.train_on, "learns": config.method.learns, "progress": run.progress, "storage": storage}
         data: DataModule = build(config.data, tokenizer=model.tokenizer, **rows)
         data.prepare()
-        method: Method = build(config.method, model=model)
+
+        def second(of: ModelConfig) -> LoadedModel:
+            loaded: LoadedModel = build(of, progress=run.progress).load(trainable=False, precision=trainer.precision)
+            return loaded
+
+        others = self.second_models(model, adapter, second)
+        method: Method = build(config.method, model=model, **others)
+        data.annotate(method)
         engine: Engine = build(config.engine, model=model, progress=run.progress, device=trainer.device)
         benchmark: Benchmark = build(config.benchmark)
         data.shapes(trainer.window(data.num_rows, seed=config.seed))  # settles packing=auto, which the lock records
         facts = {"device": trainer.device, "precision": trainer.precision, **data.facts}
-        write_lock(run.folder / "recipe.lock.yaml", run.composed, sources=[model.source, data.source], template=model.template, facts=facts)
+        sources = [model.source, data.source, *(other.source for other in others.values() if other is not None)]
+        write_lock(run.folder / "recipe.lock.yaml", run.composed, sources=sources, template=model.template, facts=facts)
         tell(run, model, facts)
         keep_bad_rows(run, data)
 
@@ -57,7 +70,7 @@ class Train:
         table = compare(run, benchmark, examples, before, after)
 
         # ---- leave ----
-        artifact = run.artifact(method.export, parents=[model.source, data.source])
+        artifact = run.artifact(method.export, parents=sources)
         write_report(run.folder, title=f"{run.composed.task}: {model.source.name}", sections=[*table, numbers(run), *facts_section(facts)])
         farewell(run, artifact)
         return artifact
@@ -72,12 +85,55 @@ class Train:
         data: DataModule | None = None
         if model.tokenizer is not None:
             storage: Storage = build(config.storage, progress=progress)
-            rows = {"template": model.template, "train_on": config.method.train_on, "progress": progress, "storage": storage}
+            rows = {"template": model.template, "train_on": config.method.train_on, "learns": config.method.learns, "progress": progress, "storage": storage}
             data = build(config.data, tokenizer=model.tokenizer, **rows)
             data.prepare()
-        method: Method = build(config.method, model=model)
+
+        def second(of: ModelConfig) -> LoadedModel:
+            outlined: LoadedModel = build(of, progress=progress).outline(trainable=False, precision=trainer.precision)
+            return outlined
+
+        method: Method = build(config.method, model=model, **self.second_models(model, adapter, second))
         plan = find("largeforge.plan.training.TrainingPlan")(config)
         return plan(model=model, method=method, data=data, trainer=trainer, progress=progress)
+
+    def second_models(self, model: LoadedModel, adapter: Adapter, load: SecondModel) -> dict[str, LoadedModel | None]:
+        """Load what the method asks besides the model that learns, by the name of its argument; none here."""
+        return {}
+
+
+class Pretrain(Train):
+    """Continued pre-training on text."""
+
+
+class Prefer(Train):
+    """Learning from answers of which some are preferred."""
+
+
+class PreferToReference(Train):
+    """Learning from preferences, held to a reference model."""
+
+    config: PreferToReferenceConfig
+
+    def second_models(self, model: LoadedModel, adapter: Adapter, load: SecondModel) -> dict[str, LoadedModel | None]:
+        """Load the reference: the model named, or a copy where the model's own weights learn or an adapter it came with; None is the adapter switched off."""
+        config = self.config
+        if config.reference is not None:
+            return {"reference": load(config.reference)}
+        asked_once = getattr(config.method, "reference_logprobs", "online") == "cached"
+        changes = adapter.trains_base or model.source.kind == "adapter"
+        return {"reference": load(config.model) if changes and not asked_once else None}
+
+
+class DistillFromTeacher(Train):
+    """Learning from a teacher's predictions."""
+
+    config: DistillFromTeacherConfig
+
+    def second_models(self, model: LoadedModel, adapter: Adapter, load: SecondModel) -> dict[str, LoadedModel | None]:
+        """Load the teacher, and the assistant that teaches before."""
+        config = self.config
+        return {name: None if of is None else load(of) for name, of in (("teacher", config.teacher), ("assistant", config.assistant))}
 
 
 def measured_before(run: Run, benchmark: Benchmark, engine: Engine, examples: list[Example]) -> Score | None:

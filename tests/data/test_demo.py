@@ -48,7 +48,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def config(**values: object) -> DemoConfig:
-    given = {"num_rows": 300, "num_heldout": 100, "seed": 0, "max_length": 256, "packing": "auto", "validation": 0.02, "num_workers": 0}
+    given = {"num_rows": 300, "num_heldout": 100, "seed": 0, "max_length": 256, "packing": "auto", "validation": 0.02, "num_workers": 0, "curriculum": "none"}
     return DemoConfig.model_validate({"_target_": "largeforge.data.demo.Demo", **given, **values})
 
 

@@ -94,6 +94,8 @@ def make_config(path: Any, **changes: Any) -> ChatConfig:
         "packing": "auto",
         "validation": 0.0,
         "num_workers": 0,
+        "curriculum": "none",
+        "curriculum": "none",
     }
     return ChatConfig(**{**values, **changes})
 
@@ -114,7 +116,10 @@ def make_rows_config(path: Any, choice: str = "rows", **changes: Any) -> Any:
         "limit": None,
         "mix": mix,
     }
-    return cls(**{**values, **({"format": "auto"} if choice == "rows" else {}), **changes})
+    if choice == "rows":
+        return cls(**{**values, "format": "auto", **changes})
+    values |= {"max_length": 256, "packing": "auto", "validation": 0.0, "num_workers": 0, "curriculum": "none"}
+    return cls(**{**values, **({"rehearsal": {"path": None, "share": 0.0}} if choice == "text" else {}), **changes})
 
 
 def exchange(question: str, answer: str) -> dict[str, Any]:
