@@ -464,6 +464,12 @@ class Storage(Protocol):
     def put(self, folder: Path, url: str) -> str:
         """Send a folder, its manifest.json last, so that a reader never sees half of it; return where it stands."""
 
+    def names(self, url: str) -> list[str]:
+        """Names of the files below a folder, "/" between parts, in order; empty where nothing stands there."""
+
+    def remove(self, url: str) -> None:
+        """Delete a folder, its manifest.json first, so that a reader never takes what is left of it for whole."""
+
 
 # ---- telling ----
 

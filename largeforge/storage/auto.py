@@ -30,6 +30,14 @@ class Auto:
         """Send a folder; see Remote.put and Local.put."""
         return self._storage(url).put(folder, url)
 
+    def names(self, url: str) -> list[str]:
+        """Names below a folder; see Remote.names and Local.names."""
+        return self._storage(url).names(url)
+
+    def remove(self, url: str) -> None:
+        """Delete a folder; see Remote.remove and Local.remove."""
+        self._storage(url).remove(url)
+
     def _storage(self, url: str) -> Storage:
         scheme = scheme_of(url)
         if scheme is not None and scheme not in SCHEMES:

@@ -126,6 +126,14 @@ class Bucket(ABC):
                 raise
         return True
 
+    def remove(self, entry: Entry) -> None:
+        """Delete one object; one that is gone already is as well."""
+        with self.told("write", self.url(entry.key)):
+            try:
+                self.patiently(lambda: self.fs.rm(f"{self.name}/{entry.key}"))
+            except FileNotFoundError:
+                return
+
     def url(self, key: str) -> str:
         """The URL of an object."""
         return Address(self.scheme, self.name, key).url

@@ -70,6 +70,23 @@ class Local:
             raise StorageError(f"{place} cannot be written: {fault}.", next_step="choose another folder, or free some disk") from fault
         return str(place)
 
+    def names(self, url: str) -> list[str]:
+        """Names of the files below a folder; empty where nothing stands there."""
+        place = place_of(url)
+        found = (path.relative_to(place).as_posix() for path in place.rglob("*") if path.is_file())
+        return sorted(name for name in found if not _is_draft(name))
+
+    def remove(self, url: str) -> None:
+        """Delete a folder, its manifest.json first."""
+        place = place_of(url)
+        try:
+            (place / MANIFEST).unlink(missing_ok=True)
+            shutil.rmtree(place)
+        except FileNotFoundError:
+            return
+        except OSError as fault:
+            raise StorageError(f"{place} cannot be deleted: {fault}.", next_step="delete it by hand") from fault
+
     def _copy(self, place: Path, payload: Payload, there: dict[str, Path], *, whole: bool) -> None:
         names = sorted(payload.files, key=lambda name: (name == MANIFEST, name))
         bar = self.progress.bar(f"Copying to {place}", total=len(names), unit="files") if self.progress is not None else None

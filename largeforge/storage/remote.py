@@ -100,6 +100,29 @@ class Remote(ABC):
             self._finish(bucket, address, payload)
         return address.url
 
+    def names(self, url: str) -> list[str]:
+        """Names of the objects below a folder; empty where nothing stands there.
+
+        Raises:
+            StorageError: the bucket cannot be read.
+        """
+        address = self._mine(url)
+        return sorted(self._bucket(address).names(address.key))
+
+    def remove(self, url: str) -> None:
+        """Delete all objects below a folder, its manifest.json first.
+
+        Raises:
+            StorageError: they cannot be deleted, or the URL means a whole bucket.
+        """
+        address = self._mine(url)
+        if not address.key:
+            raise StorageError(f"{url} is a whole bucket: it is not deleted.", next_step=f"{url.rstrip('/')}/FOLDER")
+        bucket = self._bucket(address)
+        there = bucket.names(address.key)
+        for name in sorted(there, key=lambda name: (name != MANIFEST, name)):
+            bucket.remove(there[name])
+
     # ---- fetching ----
 
     def _known(self, bucket: Bucket, entry: Entry, digests: dict[Entry, str]) -> bool:

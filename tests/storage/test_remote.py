@@ -52,6 +52,19 @@ def test_round_trip(server: Server, bucket: str, artifact: Artifact) -> None:
     assert [path.relative_to(path.parents[1]).as_posix() for path in auto().fetch(f"{url}/ro*/*1.jsonl")] == ["rows/train-00001.jsonl"]
 
 
+def test_names_and_removal(server: Server, bucket: str, artifact: Artifact) -> None:
+    """What stands below a folder is listed and deleted; a folder whose name only begins alike stays."""
+    url = f"{server.scheme}://{bucket}/kept/step=000001"
+    assert auto().names(url) == []
+    for number in ("1", "10"):
+        auto().put(artifact.folder, f"{server.scheme}://{bucket}/kept/step=00000{number}")
+    assert auto().names(url) == sorted({*artifact.files, *artifact.about, MANIFEST})
+    auto().remove(url)
+    assert {name.partition("/")[0] for name in auto().names(f"{server.scheme}://{bucket}/kept")} == {"step=0000010"}
+    with pytest.raises(StorageError, match="whole bucket"):
+        auto().remove(f"{server.scheme}://{bucket}/")
+
+
 def test_changed_object_is_fetched_again(server: Server, bucket: str, tmp_path: Path) -> None:
     """Proves SYS-D-013: what changed under the same name and size comes anew; both contents are kept by their hash."""
     url = f"{server.scheme}://{bucket}/one"
