@@ -23,7 +23,8 @@ from largeforge.data.rows import BadRow
 from largeforge.data.tables import table
 from largeforge.errors import InputError
 
-TEXT_SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".txt", ".md")
+PLAIN = (".txt",)
+TEXT_SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", *PLAIN)
 TABLE_SUFFIXES = (".parquet", ".arrow", ".feather")
 LINES = (".jsonl", ".ndjson")
 SUFFIXES = TEXT_SUFFIXES + TABLE_SUFFIXES
@@ -50,7 +51,7 @@ def locate(path: str, *, key: str = "data.path") -> list[Path]:
     if here.is_file():
         return [_known(here)]
     if here.is_dir():
-        files = sorted(file for file in here.iterdir() if is_data(file))
+        files = rows_first(sorted(file for file in here.iterdir() if is_data(file)))
         if not files:
             raise InputError(f"{key} = {path} is a folder with no data file in it (looked for: {', '.join(SUFFIXES)}).", next_step=f"{key}=FILE")
         return files
@@ -60,6 +61,11 @@ def locate(path: str, *, key: str = "data.path") -> list[Path]:
             raise InputError(f"{key} = {path} matches no file.", next_step=f"ls {here.parent}")
         return [_known(file) for file in files]
     raise _absent(path, here, key)
+
+
+def rows_first(files: Sequence[Path]) -> list[Path]:
+    """The files of rows among several; plain texts count where there are no others, since one beside rows is a note about them."""
+    return [file for file in files if file.suffix.lower() not in PLAIN] or list(files)
 
 
 def is_data(file: Path) -> bool:
@@ -84,7 +90,7 @@ def records(source: Path | Slice) -> Iterator[Record | BadRow]:
         return _json(file)
     if suffix in (".csv", ".tsv"):
         return _csv(file, delimiter="\t" if suffix == ".tsv" else ",")
-    if suffix in (".txt", ".md"):
+    if suffix in PLAIN:
         return _passages(file)
     return table(file) if isinstance(source, Path) else table(file, source.start, source.stop)
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from largeforge.artifact import MANIFEST, is_artifact, sha256_of
 from largeforge.contract import Reference
-from largeforge.data.files import SUFFIXES, count_rows, files_hash, is_data, is_hub_id, locate, records
+from largeforge.data.files import SUFFIXES, count_rows, files_hash, is_data, is_hub_id, locate, records, rows_first
 from largeforge.data.hub import HubRows
 from largeforge.data.mix import mixed
 from largeforge.data.record import Record
@@ -196,7 +196,7 @@ def _find(name: str, config: SourceConfig, storage: Storage | None, key: str) ->
         manifests = sorted((file for file in files if file.name == MANIFEST), key=lambda file: len(file.parts))
         if manifests:
             return Source(name, artifact=_opened(manifests[0].parent))
-        kept = tuple(file for file in files if is_data(file)) if len(files) > 1 else tuple(locate(str(files[0]), key=key))
+        kept = tuple(rows_first([file for file in files if is_data(file)])) if len(files) > 1 else tuple(locate(str(files[0]), key=key))
         if not kept:
             raise InputError(f"{key} = {name} holds no data file (looked for: {', '.join(SUFFIXES)}).", next_step=f"{key}=URL of a file")
         return Source(name, files=kept, fetched=True)

@@ -15,7 +15,7 @@ from largeforge.errors import InputError
 
 
 class Text(RawModule):
-    """Texts: rows of `{"text": ...}`, and .txt or .md files in passages.
+    """Texts: rows of `{"text": ...}`, and `.txt` files in passages.
 
     Rehearsal draws a share of the rows from general texts, again from their beginning when they end, so that what the model knew is not
     forgotten (experience replay; Ibrahim et al. 2024, arXiv:2403.08763, section 4.2).

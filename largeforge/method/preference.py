@@ -77,7 +77,8 @@ class Referenced(Preference):
         if reference is not None:
             check_vocabulary(model, reference, role="reference")
         self.reference_source = (reference or model).source
-        self.reference_network: Any = self.hold_frozen(reference)
+        self.reference = reference  # not its network: as an attribute it would become a part of this module
+        self.hold_frozen(reference)
         self.reference_head = None if reference is None else SupervisedHead(reference.network)
 
     def reference_logprob(self, batch: AnswerBatch) -> Tensor:
@@ -102,9 +103,9 @@ class Referenced(Preference):
         return [Annotation(name="reference log-probabilities", key=what, columns={REFERENCE: "float32"}, compute=self._annotate)]
 
     def on_fit_start(self) -> None:
-        if self.cached and self.reference_network is not None:  # it has said all that it is asked
-            self.let_go(self.reference_network)
-            self.reference_network = self.reference_head = None
+        if self.cached and self.reference is not None:  # it has said all that it is asked
+            self.let_go(self.reference.network)
+            self.reference = self.reference_head = None
         super().on_fit_start()
 
     @property
@@ -113,5 +114,5 @@ class Referenced(Preference):
         return self._trainer is None
 
     def _annotate(self, batch: AnswerBatch) -> dict[str, list[Any]]:
-        device = self.reference_network.device if self.reference_network is not None else self.network.device
+        device = (self.network if self.reference is None else self.reference.network).device
         return {REFERENCE: [value.reshape(1) for value in self.ask_reference(batch.to(device)).cpu().numpy()]}

@@ -189,7 +189,7 @@ def test_a_named_format_holds_for_every_row(tmp_path: Path) -> None:
     [
         ("chats.json", "no such file; in .*: chats.jsonl", "chats.jsonl"),
         ("*.parquet", "matches no file", "ls"),
-        ("notes.txt", "unknown kind .allowed: .jsonl", "rename"),
+        ("notes.doc", "unknown kind .allowed: .jsonl", "rename"),
         ("empty.jsonl", "is empty", "data.path=FILE"),
         ("hollow", "a folder with no data file", "data.path=FILE"),
         ("nowhere/deep/rows.jsonl", "no such file", "data.path"),
@@ -197,7 +197,7 @@ def test_a_named_format_holds_for_every_row(tmp_path: Path) -> None:
 )
 def test_what_is_not_there_is_told_with_what_is(tmp_path: Path, given: str, says: str, mend: str) -> None:
     write_jsonl(tmp_path / "chats.jsonl", ROWS)
-    (tmp_path / "notes.txt").write_text("x", encoding="utf-8")
+    (tmp_path / "notes.doc").write_text("x", encoding="utf-8")
     (tmp_path / "empty.jsonl").write_text("", encoding="utf-8")
     (tmp_path / "hollow").mkdir()
     with pytest.raises(InputError, match=says) as caught:

@@ -136,9 +136,9 @@ def test_the_layout_is_told_from_the_file_or_named(tmp_path: Path) -> None:
 def test_typed_choices_read_their_own_layout(tmp_path: Path) -> None:
     """Proves SR-F-014."""
     both = write_jsonl(tmp_path / "rows.jsonl", [{"prompt": "hi", "chosen": "there", "rejected": "no", "text": "plain"}, {"text": "plain"}])
-    pairs = list(Preference(make_rows_config(both, "preference")).rows())
+    pairs, _ = read_all(Preference(make_rows_config(both, "preference")), tmp_path / "spill")
     assert [type(row) for row in pairs] == [Row, BadRow]
-    texts = list(Text(make_rows_config(both, "text")).rows())
+    texts, _ = read_all(Text(make_rows_config(both, "text")), tmp_path / "spill")
     assert [type(row) for row in texts] == [BadRow, Row]  # the first has two answers of its own beside
 
 
@@ -243,13 +243,6 @@ def test_no_setting_is_ignored(tmp_path: Path, change: dict[str, Any], says: str
     with pytest.raises(InputError) as caught:
         Rows(make_rows_config(write(tmp_path / "r.jsonl"), **change))
     assert says in str(caught.value) and mend in caught.value.next_step
-
-
-@pytest.mark.parametrize(("cls", "choice"), [(Rows, "rows"), (Preference, "preference"), (Text, "text")])
-def test_what_is_not_chat_is_not_trained_on(tmp_path: Path, cls: type[Rows], choice: str) -> None:
-    with pytest.raises(InputError, match=f"data={choice} cannot be learnt from by this task") as caught:
-        cls(make_rows_config(write(tmp_path / "r.jsonl"), choice), tokenizer=None, template=None, train_on="answer")
-    assert "data=" in caught.value.next_step
 
 
 @pytest.mark.parametrize("text", ["\n\n", "[]"])
