@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from largeforge.contract import Annotation, LoadedModel, Optimization, Term
 from largeforge.method.config import MethodConfig
 from largeforge.method.head import SupervisedHead
 from largeforge.method.optimizers import make_optimizer, rate_factor
+from largeforge.method.sharding import is_sharded, shard, whole_weights
 
 
 class Method(LightningModule):
@@ -42,10 +43,13 @@ class Method(LightningModule):
         self.head = SupervisedHead(model.network)
         self.optimization = Optimization(num_steps=1, schedule="constant", warmup_steps=0, weight_decay=0.0, clip_norm=0.0)
         self.gradient_norm = 0.0
+        self.overflowed = False
+        """Whether the last step's gradient was too large for fp16 as it was scaled: that step changed nothing, and the schedule waits for the next."""
         self.accepts: Callable[[float], bool] = math.isfinite  # whether a step of this loss, a mean over all ranks, may be taken
         self._noted: dict[str, tuple[float, float]] = {}
         self._validated: dict[str, tuple[float, float]] = {}
         self._frozen: list[Any] = []
+        self._whole: dict[str, Tensor] | None = None
 
     # ---- what a method says ----
 
@@ -84,6 +88,7 @@ class Method(LightningModule):
         optimizer: Any = self.optimizers()
         optimizer.zero_grad()
         self._noted = {}
+        self.overflowed = False
         batches = self.before_step(batches)
         totals = self._totals(batches)
         means = self.backward_through(batches, totals)
@@ -92,21 +97,22 @@ class Method(LightningModule):
         try:
             if taken:  # else weights, optimizer and schedule stay as they were
                 optimizer.step()
-                scheduler: Any = self.lr_schedulers()
-                scheduler.step()
+                if not self.overflowed:
+                    scheduler: Any = self.lr_schedulers()
+                    scheduler.step()
         except _NoGradient:
             taken = False
-        return {**means, "gradient_norm": self.gradient_norm, "learning_rate": rate, "taken": taken}
+        return {**means, "gradient_norm": self.gradient_norm, "learning_rate": rate, "taken": taken, "overflow": float(self.overflowed)}
 
     def backward_through(self, batches: Sequence[Any], totals: dict[str, float]) -> dict[str, Any]:
         """Accumulate the gradient of the whole step; `totals` are weights over all micro-batches and ranks."""
         world = self.trainer.world_size
         sums: dict[str, Any] = {"loss": 0.0}
         for index, batch in enumerate(batches):
-            with self._synchronised(last=index == len(batches) - 1):
-                terms = self.loss(batch)
-                # DDP averages gradients over ranks: times world makes that the sum that the totals ask for
-                self.manual_backward(_total(terms, totals) * world)
+            self._synchronise(last=index == len(batches) - 1)
+            terms = self.loss(batch)
+            # DDP and FSDP average gradients over ranks: times world makes that the sum that the totals ask for
+            self.manual_backward(_total(terms, totals) * world)
             for term in terms:
                 sums[term.name] = sums.get(term.name, 0.0) + term.sum.detach() / (totals[term.name] or 1.0)
             sums["loss"] = sums["loss"] + _total(terms, totals).detach()
@@ -120,8 +126,10 @@ class Method(LightningModule):
         # FSDP2 gives a sharded tensor, whose whole value is asked for
         self.gradient_norm = float(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)
         # a loss scaler sees such gradients by itself, skips the step and tries a smaller scale
-        if not math.isfinite(self.gradient_norm) and not self._scaled:
-            raise _NoGradient
+        if not math.isfinite(self.gradient_norm):
+            if not self._scaled:
+                raise _NoGradient
+            self.overflowed, self.gradient_norm = True, 0.0
 
     @property
     def _scaled(self) -> bool:
@@ -222,6 +230,16 @@ class Method(LightningModule):
         """Learning rate at `step` as a share of its peak, in [0, 1]."""
         return rate_factor(self.optimization, step)
 
+    def configure_model(self) -> None:
+        """Spread weights over processes where the strategy asks for it."""
+        if self._device_mesh is not None and not is_sharded(self.network):
+            shard(self, self.network, self._device_mesh["data_parallel"])
+
+    def on_fit_end(self) -> None:
+        """Bring weights together for `export` while every process is still there."""
+        if is_sharded(self.network):
+            self._whole = whole_weights(self.network)
+
     def on_fit_start(self) -> None:
         for network in self._frozen:
             network.to(self.device)
@@ -249,7 +267,7 @@ class Method(LightningModule):
         """Write network and tokenizer as Hugging Face files, template included; return the artifact's kind."""
         tokenizer = self.model.tokenizer
         assert tokenizer is not None
-        self.network.save_pretrained(folder)
+        self.network.save_pretrained(folder, **({} if self._whole is None else {"state_dict": self._whole}))
         tokenizer.save_pretrained(folder)
         return "adapter" if (folder / "adapter_config.json").is_file() else "model"
 
@@ -269,7 +287,7 @@ class Method(LightningModule):
         names = sorted(values)
         mine = torch.tensor([float(values[name]) for name in names], dtype=torch.float64, device=self.device)
         summed: Any = self.trainer.strategy.reduce(mine, reduce_op="sum")
-        return dict(zip(names, summed.tolist(), strict=True))
+        return dict(zip(names, summed.unbind(), strict=True))
 
     def _pairs_over_ranks(self, pairs: dict[str, tuple[float, float]]) -> dict[str, tuple[float, float]]:
         totals = self._over_ranks({name: float(total) for name, (total, _) in pairs.items()})
@@ -280,12 +298,15 @@ class Method(LightningModule):
         """Means over all ranks of what `loss` noted since the step, or the validation, began."""
         return {name: total / count for name, (total, count) in self._pairs_over_ranks(self._noted).items() if count}
 
-    def _synchronised(self, *, last: bool) -> AbstractContextManager[None]:
-        """Exchange gradients between ranks in the last backward pass only."""
-        module = self.trainer.strategy.model
-        if last or not hasattr(module, "no_sync"):
-            return nullcontext()
-        return module.no_sync()  # type: ignore[no-any-return, union-attr, operator]
+    def _synchronise(self, *, last: bool) -> None:
+        """Exchange gradients between ranks in the last backward pass of a step only."""
+        module: Any = self.trainer.strategy.model
+        if isinstance(module, torch.nn.parallel.DistributedDataParallel):
+            # what no_sync() would set; Lightning has set it to False for all of a training_step that steps by hand
+            module.require_backward_grad_sync = last
+        for part in self.children():
+            if is_sharded(part):
+                part.set_requires_gradient_sync(last)  # type: ignore[operator]
 
 
 class _NoGradient(Exception):
