@@ -85,6 +85,13 @@ class Run:
         with (self.folder / "metrics.jsonl").open("a", encoding="utf-8") as stream:
             stream.write(json.dumps({"step": step, **metrics}) + "\n")
 
+    def rewind(self, step: int) -> None:
+        """Drop the lines of metrics.jsonl after a step: those of steps that a run which goes on takes again."""
+        path = self.folder / "metrics.jsonl"
+        if path.is_file():
+            whole = [line for line in path.read_text(encoding="utf-8").splitlines() if line.endswith("}")]  # a killed process may leave half a line
+            write_atomically(path, "".join(f"{line}\n" for line in whole if json.loads(line)["step"] <= step))
+
     def artifact(self, fill: Callable[[Path], str], *, parents: Sequence[Reference]) -> Artifact:
         """Write the run's artifact.
 

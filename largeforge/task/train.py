@@ -32,11 +32,11 @@ class Train:
 
         # ---- build ----
         tracker: Tracker = build(config.tracker, folder=run.folder)
-        trainer: Trainer = build(config.trainer, tracker=tracker, run=run)
+        storage: Storage = build(config.storage, progress=run.progress)
+        trainer: Trainer = build(config.trainer, tracker=tracker, run=run, storage=storage)
         quant: Quant = build(config.quant)
         adapter: Adapter = build(config.adapter, seed=config.seed)
         model: LoadedModel = build(config.model, progress=run.progress).load(trainable=True, precision=trainer.precision, quant=quant, adapter=adapter)
-        storage: Storage = build(config.storage, progress=run.progress)
         rows = {"template": model.template, "train_on": config.method.train_on, "learns": config.method.learns, "progress": run.progress, "storage": storage}
         data: DataModule = build(config.data, tokenizer=model.tokenizer, **rows)
         data.prepare()

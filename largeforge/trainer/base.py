@@ -16,11 +16,14 @@ import torch
 from lightning.fabric.utilities.warnings import PossibleUserWarning
 from lightning.pytorch import Trainer as Lightning
 
-from largeforge.contract import DataModule, Method, Optimization, StepWindow, Tracker
+from largeforge.contract import DataModule, Method, Optimization, StepWindow, Storage, Tracker
 from largeforge.run import Run
-from largeforge.trainer.checkpoint import Checkpoints, find_checkpoint, read_step
+from largeforge.trainer.checkpoint import Checkpoints
 from largeforge.trainer.config import TrainerConfig
+from largeforge.trainer.copies import open_copies
 from largeforge.trainer.memory import peak_bytes, reset_peak
+from largeforge.trainer.resume import STATE, Facts, check_recipe, find_checkpoint
+from largeforge.trainer.stopping import Stopping
 from largeforge.trainer.watch import Watch
 
 # mixed: weights that learn stay fp32, products are taken in the lower precision
@@ -36,12 +39,14 @@ class Trainer:
         config: steps, batch, precision, schedule, checkpoints.
         tracker: where curves go.
         run: the run's folder, progress and signals.
+        storage: how copies of checkpoints are sent and found.
     """
 
-    def __init__(self, config: TrainerConfig, *, tracker: Tracker | None = None, run: Run | None = None) -> None:
+    def __init__(self, config: TrainerConfig, *, tracker: Tracker | None = None, run: Run | None = None, storage: Storage | None = None) -> None:
         self.config = config
         self.tracker = tracker
         self.run = run
+        self.storage = storage
         self.device = self.find_device()
         self.precision = self.find_precision()
         if config.threads:
@@ -100,20 +105,30 @@ class Trainer:
 
         Raises:
             Interrupted: Ctrl-C or SIGTERM; a checkpoint was written.
+            InputError: the run cannot go on from that checkpoint; a loss went wrong; the disk is full.
         """
         assert self.run is not None and self.tracker is not None
         run, config = self.run, self.config
         seed = run.config.seed
-        checkpoint = find_checkpoint(run)
-        start_step = read_step(checkpoint) if checkpoint else 0
+        checkpoint = find_checkpoint(run, storage=self.storage)
+        start_step = checkpoint.facts.step if checkpoint else 0
         window = self.window(data.num_rows, seed=seed, start_step=start_step)
         method.optimization = self.optimization(window.num_steps)
+        facts = self._facts(method, data, window)
+        changes = check_recipe(run, checkpoint, facts, config=config) if checkpoint else []
+        copies = open_copies(run, storage=self.storage, folder=config.checkpoint.folder) if window.rank == 0 else None
         if config.gradient_checkpointing:
             method.network.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         validation = data.validation_batches(config.micro_batch_size)
         watch = Watch(run, num_steps=window.num_steps, start_step=start_step, config=config)
         loader = StepLoader(data.train_steps(window), num_steps=window.num_steps)
-        lightning = self._lightning(window, callbacks=[watch, Checkpoints(run, config=config, seed=seed)])
+        sources = (method.model.source, data.source)
+        checkpoints = Checkpoints(run, config=config, facts=facts, sources=sources, start_step=start_step, copies=copies, changed=bool(changes))
+        stopping = Stopping(run, config=config, checkpoints=checkpoints, origins=lambda step: data.origins(window, step))
+        if checkpoint and window.rank == 0:
+            run.rewind(start_step)
+        # in this order: a step is shown, then judged, then kept
+        lightning = self._lightning(window, callbacks=[watch, stopping, checkpoints])
         reset_peak(self.device)
         begin = time.monotonic()
         try:
@@ -123,13 +138,25 @@ class Trainer:
                 # Lightning 2.6.6 asks torch 2.13 in a way that torch wants changed
                 warnings.filterwarnings("ignore", message=".*LeafSpec.*", category=FutureWarning)
                 module: Any = method  # a LightningModule; the contract says only what stories need
-                lightning.fit(module, loader, validation, ckpt_path=checkpoint and str(checkpoint / "state.ckpt"), weights_only=True)
+                lightning.fit(module, loader, validation, ckpt_path=str(checkpoint.path / STATE) if checkpoint else None, weights_only=True)
         finally:
             watch.close()
         metrics = watch.summary()
         metrics["train_seconds"] = time.monotonic() - begin
         metrics["peak_memory_bytes"] = float(peak_bytes(self.device))
         return metrics
+
+    def _facts(self, method: Method, data: DataModule, window: StepWindow) -> Facts:
+        """What every checkpoint of this run says of itself."""
+        return Facts(
+            step=0,
+            num_steps=window.num_steps,
+            warmup_steps=method.optimization.warmup_steps,
+            world_size=window.world_size,
+            device=self.device,
+            precision=self.precision,
+            sources={"model": method.model.source.sha256, "data": data.source.sha256},
+        )
 
     def _lightning(self, window: StepWindow, *, callbacks: list[Any]) -> Lightning:
         assert self.run is not None and self.tracker is not None

@@ -12,16 +12,24 @@ from largeforge.config.typed import Bool, Fraction, NonNegativeFloat, NonNegativ
 class CheckpointConfig(Typed):
     """When a run can be taken up again."""
 
-    every_steps: NonNegativeInt = Field(description="Write a checkpoint every so many steps; 0 only at the end or when interrupted.")
+    every_steps: NonNegativeInt = Field(description="Write a checkpoint every so many steps, and after the last; 0 only when the run is stopped.")
+    every_minutes: NonNegativeFloat = Field(description="Write one where the last is so old; 0 looks at no clock.")
     keep_last: PositiveInt = Field(description="Newest checkpoints to keep.")
-    keep_best: NonNegativeInt = Field(description="Checkpoints with the lowest validation loss to keep besides.")
+    keep_best: NonNegativeInt = Field(description="Checkpoints with the best validation (by early_stopping.metric and mode) to keep besides.")
+    content: Literal["full", "weights"] = Field(
+        description="full is all that a run goes on from, exactly; weights is the adapter or model alone, to start another run from or to talk to."
+    )
+    folder: str | None = Field(description="Where a copy of each kept checkpoint goes besides: s3://..., gs://..., az://... or a path; null is nowhere.")
+    allow_changes: list[str] = Field(description="Keys whose change is taken where a run goes on; one stands for all keys below it.")
 
 
 class EarlyStoppingConfig(Typed):
     """When to stop before the last step."""
 
-    patience: NonNegativeInt = Field(description="Validations without a lower loss before training stops; 0 never stops early.")
-    min_delta: NonNegativeFloat = Field(description="How much lower counts as lower.")
+    metric: str = Field(description="What is judged: validation_loss, or a measure of the method such as validation_preference_accuracy.")
+    mode: Literal["min", "max"] = Field(description="Whether less or more of it is better.")
+    patience: NonNegativeInt = Field(description="Validations without a better one before training stops; 0 never stops early.")
+    min_delta: NonNegativeFloat = Field(description="How much better counts as better.")
 
 
 class TrainerConfig(PartConfig):
@@ -45,6 +53,7 @@ class TrainerConfig(PartConfig):
     decay_ratio: Fraction = Field(description="Share of the steps, at the end, in which the learning rate of wsd falls.")
     weight_decay: NonNegativeFloat = Field(description="Decoupled weight decay, on matrices only.")
     clip_norm: NonNegativeFloat = Field(description="Largest global gradient norm; 0 does not clip.")
+    spike_factor: NonNegativeFloat = Field(description="Stop before a step whose loss is so many times the median of the last 32; 0 never does.")
     log_every_steps: PositiveInt = Field(description="Steps between two points of a curve.")
     validate_every_steps: NonNegativeInt = Field(description="Steps between two validations; 0 only at the end.")
     early_stopping: EarlyStoppingConfig = Field(description="When to stop before the last step.")

@@ -1,19 +1,18 @@
-"""What is shown, logged and judged while training: the bar, metrics.jsonl, the tracker, early stopping, a loss gone wrong.
+"""What is shown and logged while training: the bar, metrics.jsonl, the tracker, the numbers of the end.
 
-Sees numbers only; knows nothing about checkpoints.
+Sees numbers only; knows nothing about checkpoints, and judges nothing.
 """
 
 from __future__ import annotations
 
 import logging
-import math
 import time
 from typing import Any
 
+import torch
 from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch import Trainer as Lightning
 
-from largeforge.errors import InputError
 from largeforge.run import Run
 from largeforge.trainer.config import TrainerConfig
 from largeforge.trainer.memory import resident_bytes
@@ -22,7 +21,7 @@ log = logging.getLogger("largeforge.trainer")
 
 
 class Watch(Callback):
-    """Follows a run step by step."""
+    """Follows a run step by step. Its numbers are in each checkpoint, so that those of the end are of the whole run."""
 
     def __init__(self, run: Run, *, num_steps: int, start_step: int, config: TrainerConfig) -> None:
         self.run = run
@@ -32,9 +31,17 @@ class Watch(Callback):
         self.losses: list[float] = []
         self.num_supervised = 0
         self.seconds = 0.0
-        self.validation_losses: list[float] = []
+        self.validated: dict[str, float] = {}
         self._begin = 0.0
         self._device = "cpu"
+
+    def state_dict(self) -> dict[str, Any]:
+        losses = torch.tensor(self.losses, dtype=torch.float64)
+        return {"losses": losses, "num_supervised": self.num_supervised, "seconds": self.seconds, "validated": dict(self.validated)}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.losses = state_dict["losses"].tolist()
+        self.num_supervised, self.seconds, self.validated = state_dict["num_supervised"], state_dict["seconds"], dict(state_dict["validated"])
 
     def on_train_start(self, trainer: Lightning, pl_module: LightningModule) -> None:
         self._device = trainer.strategy.root_device.type
@@ -43,10 +50,10 @@ class Watch(Callback):
         self._begin = time.monotonic()
 
     def on_train_batch_end(self, trainer: Lightning, pl_module: LightningModule, outputs: Any, batch: list[Any], batch_idx: int) -> None:
+        if not outputs["taken"]:
+            return
         seconds = time.monotonic() - self._begin
         step, loss = trainer.global_step, float(outputs["loss"])
-        if not math.isfinite(loss):
-            raise InputError(f"the loss is {loss} at step {step}.", next_step=f"method.learning_rate={pl_module.config.learning_rate / 10:g}")  # type: ignore[union-attr, operator]
         supervised = sum(micro.num_supervised for micro in batch)
         self.losses.append(loss)
         self.num_supervised += supervised
@@ -55,24 +62,20 @@ class Watch(Callback):
         memory = resident_bytes(self._device)
         self.bar.advance(1, loss=loss, lr=rate, tokens_per_s=supervised / seconds, memory=f"{memory / 2**30:.2f} GiB")
         if step % self.config.log_every_steps == 0 or step == trainer.max_steps:
+            module: Any = pl_module
             metrics = {"loss": loss, "learning_rate": rate, "gradient_norm": float(outputs["gradient_norm"])}
             metrics |= {"supervised_tokens": float(supervised), "tokens_per_s": supervised / seconds, "memory_bytes": float(memory)}
-            self._log(trainer, step, metrics)
+            self._log(trainer, step, {**metrics, **module.measured()})  # all ranks ask what was measured, at the same steps
         if step == trainer.max_steps:
             trainer.should_stop = True  # which makes Lightning validate once more, after the last step
 
     def on_validation_end(self, trainer: Lightning, pl_module: LightningModule) -> None:
-        loss = float(pl_module.validation_loss)  # type: ignore[arg-type]
-        self.validation_losses.append(loss)
-        self._log(trainer, trainer.global_step, {"validation_loss": loss})
-        stopping = self.config.early_stopping
-        if stopping.patience and not _improved(self.validation_losses, patience=stopping.patience, min_delta=stopping.min_delta):
-            trainer.should_stop = True
-            best = min(self.validation_losses)
-            self.run.progress.say(f"Stopping early at step {trainer.global_step}: no validation loss below {best:.4f} in {stopping.patience} validations.")
+        module: Any = pl_module
+        self.validated = dict(module.validation_metrics)
+        self._log(trainer, trainer.global_step, self.validated)
 
     def summary(self) -> dict[str, float]:
-        """Numbers of the whole run, of the steps taken in this process."""
+        """Numbers of the whole run, also of its steps before it was taken up again."""
         if not self.losses:
             return {"steps": 0.0}
         tail = self.losses[-max(1, len(self.losses) // 10) :]
@@ -83,22 +86,15 @@ class Watch(Callback):
             "supervised_tokens": float(self.num_supervised),
             "tokens_per_s": self.num_supervised / self.seconds,
         }
-        if self.validation_losses:
-            metrics["validation_loss"] = self.validation_losses[-1]
-        return metrics
+        return metrics | self.validated
 
     def close(self) -> None:
         """Put the bar away, also when training failed."""
         self.bar.close()
 
     def _log(self, trainer: Lightning, step: int, metrics: dict[str, float]) -> None:
+        if not trainer.is_global_zero:
+            return
         self.run.log_metrics(step, metrics)
         for logger in trainer.loggers:
             logger.log_metrics(metrics, step=step)
-
-
-def _improved(losses: list[float], *, patience: int, min_delta: float) -> bool:
-    """Whether one of the last `patience` losses is lower than all before them by more than `min_delta`."""
-    if len(losses) <= patience:
-        return True
-    return min(losses[-patience:]) < min(losses[:-patience]) - min_delta
