@@ -166,6 +166,7 @@ class RowsModule:
 
     def annotate(self, method: Method) -> None:
         """Have the method compute what it wants to know about every row, or find it in the cache; every batch carries it from now on."""
+        method.bytes_per_token = float(self.facts.get("validation_bytes_per_token", 0.0))
         wanted = list(method.annotations())
         if self.config.curriculum == "loss":
             wanted.append(method.difficulty())

@@ -185,8 +185,7 @@ def fill(
     tally = Tally()
     counts = {"train": 0, "validation": 0}
     num_rows = dict(counts)
-    num_bytes = dict(counts)
-    tokens = supervised = longest = 0
+    tokens = supervised = longest = validation_bytes = validation_tokens = 0
     writers = {name: TableWriter(draft / f"{name}.arrow") for name in counts}
     try:
         with (draft / "bad_rows.jsonl").open("w", encoding="utf-8") as bad_rows:
@@ -201,7 +200,9 @@ def fill(
                     table = "validation" if name == "validation" or is_validation(row, share) else "train"
                     counts[table] += 1
                     num_rows[table] += len(token_rows) if isinstance(row, TextRow) else 1
-                    num_bytes[table] += len(row.text.encode()) if isinstance(row, TextRow) else 0
+                    if isinstance(row, TextRow) and table == "validation":
+                        validation_bytes += len(row.text.encode())
+                        validation_tokens += sum(sum(token_row.supervised) for token_row in token_rows)
                     for token_row in token_rows:
                         writers[table].add(token_row)
                         if table == "train":
@@ -222,7 +223,7 @@ def fill(
         "bad_rows": [str(bad) for bad in tally.bad.shown],
         "num_rows": num_rows["train"],
         "num_validation_rows": num_rows["validation"],
-        "validation_bytes": num_bytes["validation"],
+        "validation_bytes_per_token": validation_bytes / max(1, validation_tokens),
         "tokens": tokens,
         "supervised_tokens": supervised,
         "mean_tokens": round(tokens / num_rows["train"], 1),

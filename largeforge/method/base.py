@@ -46,6 +46,7 @@ class Method(LightningModule):
         self.overflowed = False
         """Whether the last step's gradient was too large for fp16 as it was scaled: that step changed nothing, and the schedule waits for the next."""
         self.accepts: Callable[[float], bool] = math.isfinite  # whether a step of this loss, a mean over all ranks, may be taken
+        self.bytes_per_token = 0.0
         self._noted: dict[str, tuple[float, float]] = {}
         self._validated: dict[str, tuple[float, float]] = {}
         self._frozen: list[Any] = []
@@ -164,6 +165,8 @@ class Method(LightningModule):
     def validation_metrics(self) -> dict[str, float]:
         """The loss and every measure of the last validation: "validation_loss", "validation_preference_accuracy" ..."""
         measured = {f"validation_{name}": float(total) / count for name, (total, count) in self._noted.items() if count}
+        if self.bytes_per_token:
+            measured["validation_bits_per_byte"] = self.validation_loss / math.log(2) / self.bytes_per_token
         return {"validation_loss": self.validation_loss, **measured}
 
     # ---- what a curriculum may order rows by ----

@@ -38,7 +38,15 @@ def make(folder: Path, contents: list[dict[str, Any]] | None = None, splits: lis
 
 
 def config(path: Path | str, **changes: Any) -> ArtifactConfig:
-    values = {"_target_": "largeforge.data.prepared.Artifact", "path": str(path), "split": "train", "max_length": 256, "packing": "auto", "num_workers": 0, "curriculum": "none"}
+    values = {
+        "_target_": "largeforge.data.prepared.Artifact",
+        "path": str(path),
+        "split": "train",
+        "max_length": 256,
+        "packing": "auto",
+        "num_workers": 0,
+        "curriculum": "none",
+    }
     return ArtifactConfig(**{**values, **changes})
 
 

@@ -95,7 +95,6 @@ def make_config(path: Any, **changes: Any) -> ChatConfig:
         "validation": 0.0,
         "num_workers": 0,
         "curriculum": "none",
-        "curriculum": "none",
     }
     return ChatConfig(**{**values, **changes})
 
