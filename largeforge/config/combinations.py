@@ -147,6 +147,12 @@ def _early_stopping_steps(view: _View) -> tuple[str, str, str] | None:
     return None
 
 
+def _allow_changes(view: _View) -> tuple[str, str, str] | None:
+    if view["trainer.checkpoint.allow_changes"] and view["resume"] == "never":
+        return "trainer.checkpoint.allow_changes", "of a run that goes on: set resume", "resume=auto"
+    return None
+
+
 def _no_validation(view: _View) -> bool:
     share = view["data.validation"]
     return bool(share == 0 or share == "")
@@ -220,6 +226,7 @@ RULES: tuple[Rule, ...] = (
     _keep_best,
     _early_stopping,
     _early_stopping_steps,
+    _allow_changes,
     _fp16_on_cpu,
     _context,
     _heads,
@@ -229,6 +236,7 @@ RULES: tuple[Rule, ...] = (
 
 TRAINING_KEYS = ("data.max_length", "data.packing", "data.num_workers", "data.curriculum")
 PREPARED_LATER = ("data.validation", "data.rehearsal.path", "data.rehearsal.share")
+STOPPING_KEYS = ("trainer.early_stopping.metric", "trainer.early_stopping.mode", "trainer.early_stopping.min_delta")
 TEACHER = ("teacher", "quant", "engine")
 
 
@@ -245,6 +253,11 @@ def _why_idle(view: _View, key: str) -> tuple[str, str] | None:
     """Say why a key is not looked at, and the mend; None where it is."""
     head = key.partition(".")[0].partition("@")[0]
     try:
+        if key in STOPPING_KEYS and view["trainer.early_stopping.patience"] == 0:
+            ranks = key != "trainer.early_stopping.min_delta"
+            if not (ranks and view["trainer.checkpoint.keep_best"] > 0):
+                also = ", or trainer.checkpoint.keep_best" if ranks else ""
+                return f"nothing is judged by it: set trainer.early_stopping.patience{also}", "trainer.early_stopping.patience=3"
         task = str(view["task._target_"]).rpartition(".")[2]
         if task == "Prepare":
             steps = list(view["steps"])

@@ -11,10 +11,12 @@ from largeforge.build import build, find
 from largeforge.chat import Example
 from largeforge.config.lock import write_lock
 from largeforge.contract import Adapter, Benchmark, DataModule, Engine, LoadedModel, Method, Progress, Quant, Score, Storage, Tracker, Trainer
+from largeforge.errors import DoesNotFit
 from largeforge.model.config import ModelConfig
 from largeforge.report import Section, write_report
 from largeforge.run import Run
 from largeforge.task.config import DistillFromTeacherConfig, PreferToReferenceConfig, TrainingConfig
+from largeforge.task.relief import relief
 
 SecondModel = Callable[[Any], LoadedModel]
 """Loads the model of a config, frozen."""
@@ -96,6 +98,10 @@ class Train:
         method: Method = build(config.method, model=model, **self.second_models(model, adapter, second))
         plan = find("largeforge.plan.training.TrainingPlan")(config)
         return plan(model=model, method=method, data=data, trainer=trainer, progress=progress)
+
+    def relief(self, run: Run, *, progress: Progress) -> DoesNotFit:
+        """What to change where memory ran out."""
+        return relief(run, progress=progress)
 
     def second_models(self, model: LoadedModel, adapter: Adapter, load: SecondModel) -> dict[str, LoadedModel | None]:
         """Load what the method asks besides the model that learns, by the name of its argument; none here."""

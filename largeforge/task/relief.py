@@ -1,0 +1,104 @@
+"""Where memory ran out: what to change, with the peaks that the plan predicts for each change. Trains nothing."""
+
+from __future__ import annotations
+
+import gc
+import io
+import time
+from dataclasses import dataclass
+from typing import Any
+
+from largeforge.build import find
+from largeforge.config.compose import compose
+from largeforge.console import Console
+from largeforge.contract import Progress
+from largeforge.errors import DoesNotFit, LargeForgeError
+from largeforge.run import Run
+
+BUDGET_S = 120.0  # a plan of a large model takes half a minute; whoever waits for advice would rather have some than all
+RESUMABLE = ("trainer.micro_batch_size", "trainer.gradient_checkpointing")
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A change and what it is predicted to need; no keys is the run as it was."""
+
+    changes: dict[str, str]
+    peak_bytes: int
+    fits: bool
+
+    @property
+    def told(self) -> str:
+        return " ".join(f"{key}={value}" for key, value in self.changes.items()) or "as it is"
+
+
+def relief(run: Run, *, progress: Progress) -> DoesNotFit:
+    """Plan the run with less, one change after another, and say which would fit."""
+    gc.collect()  # the model and its optimizer hang in cycles
+    progress.say("Out of memory: planning what would fit ...")
+    until = time.monotonic() + BUDGET_S
+    found: list[Candidate] = []
+    device = ""
+    for changes in candidates(run.config):
+        if time.monotonic() > until:
+            break
+        try:
+            plan = planned(run, changes)
+        except LargeForgeError:
+            continue  # a choice that this recipe cannot take
+        device = f"{plan.device.title}, {plan.device.memory_bytes / 2**30:,.1f} GiB"
+        found.append(Candidate(changes, plan.peak_bytes, plan.fits))
+    width = max(len(one.told) for one in found)
+    lines = [f"  {one.told:<{width}}   {one.peak_bytes / 2**30:8,.2f} GiB   {'fits' if one.fits else 'does not fit'}" for one in found]
+    best = chosen(found)
+    note = "\nAs it is it should fit: something else holds memory of this device, or the plan is too low." if found and found[0].fits else ""
+    return DoesNotFit(
+        "\n".join([f"Predicted peaks on {device}:", *lines]) + note, next_step=command(run, best) if best else "a smaller model=..., or a larger device"
+    )
+
+
+def candidates(config: Any) -> list[dict[str, str]]:
+    """Changes to try: those that leave the result as it is first."""
+    trainer = config.trainer
+    micro, checkpointing = trainer.micro_batch_size, trainer.gradient_checkpointing
+    full = config.adapter.target.endswith(".Full")
+    tried: list[dict[str, str]] = [{}]
+    tried += [{"trainer.micro_batch_size": str(size)} for size in sorted({max(1, micro // 2), 1} - {micro}, reverse=True)]
+    tried += [] if checkpointing else [{"trainer.gradient_checkpointing": "true"}]
+    if micro > 1 and not checkpointing:
+        tried.append({"trainer.micro_batch_size": "1", "trainer.gradient_checkpointing": "true"})
+    if full:
+        tried.append({"adapter": "lora"})
+    elif config.quant.target.endswith(".Unquantized"):
+        tried.append({"quant": "nf4"})
+    if config.data.max_length >= 128:
+        tried.append({"data.max_length": str(config.data.max_length // 2)})
+    return tried
+
+
+def planned(run: Run, changes: dict[str, str]) -> Any:
+    """The plan of the run with other values."""
+    own = {*changes, "plan", "folder", "resume", "verify", "trainer.checkpoint.allow_changes"}
+    words = [word for word in run.composed.overrides if word.partition("=")[0] not in own]
+    config: Any = compose([*words, *(f"{key}={value}" for key, value in changes.items()), "plan=true"]).config
+    return find(config.task.target)(config).plan(progress=Console(stream=io.StringIO(), live=False))
+
+
+def chosen(found: list[Candidate]) -> Candidate | None:
+    """The first that fits and needs clearly less than what ran out of memory; else the smallest."""
+    if len(found) < 2:
+        return None
+    limit = 0.95 * found[0].peak_bytes
+    smaller = [one for one in found[1:] if one.peak_bytes < limit]
+    return next((one for one in smaller if one.fits), min(smaller, key=lambda one: one.peak_bytes, default=None))
+
+
+def command(run: Run, best: Candidate) -> str:
+    """What to type: going on from the last checkpoint where there is one and the change allows it."""
+    kept = list((run.folder / "checkpoints").glob("step=*"))
+    if not kept:
+        return run.command(**{**best.changes, "folder": str(run.folder), "resume": "auto"})
+    if all(key in RESUMABLE for key in best.changes):
+        allowed = f"[{','.join(best.changes)}]"
+        return run.command(**{**best.changes, "folder": str(run.folder), "resume": "auto", "trainer.checkpoint.allow_changes": allowed})
+    return run.command(**{**best.changes, "folder": f"{run.folder}-smaller", "resume": "never"})
