@@ -5,6 +5,7 @@ rich is imported when something is shown, not before. Knows nothing about what t
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Iterable, Sequence
@@ -28,6 +29,11 @@ class Console:
         self.live = self.stream.isatty() if live is None else live
         self._display: Any = None
         self._num_open = 0
+
+    @classmethod
+    def silent(cls) -> Console:
+        """One that shows nothing: what the other processes of a group have, while the first one speaks for all."""
+        return cls(stream=open(os.devnull, "w", encoding="utf-8"), live=False)
 
     def say(self, text: str) -> None:
         """Write a line, above any live bar."""

@@ -7,6 +7,7 @@ Shapes: B sequences, T positions.
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, TypeVar
@@ -358,6 +359,9 @@ class Trainer(Protocol):
 
     def window(self, num_rows: int, *, seed: int, start_step: int = 0) -> StepWindow:
         """Which steps a run over so many rows takes."""
+
+    def leader_first(self) -> AbstractContextManager[None]:
+        """Let the first process of each machine run the block before the others do: what it leaves in the cache, they find there."""
 
     def fit(self, method: Method, data: DataModule) -> dict[str, float]:
         """Train; return metrics (loss, tokens_per_s, train_seconds, peak_memory_bytes ...)."""

@@ -38,8 +38,10 @@ from largeforge.errors import (
     ran_out_of_disk,
     ran_out_of_memory,
 )
+from largeforge.rank import Rank, from_slurm, rank_of
 
 RESULT = "result.json"
+ALONE = Rank()
 log = logging.getLogger("largeforge")
 
 
@@ -50,17 +52,29 @@ class Run:
         composed: the checked config.
         folder: the run's own folder; exists.
         progress: where long work is shown.
+        rank: which process of a group this is; only the first one writes what the run leaves, the others their log.
     """
 
-    def __init__(self, composed: Composed, *, folder: Path, progress: Console) -> None:
+    def __init__(self, composed: Composed, *, folder: Path, progress: Console, rank: Rank = ALONE) -> None:
         self.composed = composed
         self.config: Any = composed.config
         self.folder = folder
         self.progress = progress
+        self.rank = rank
         self.metrics: dict[str, float] = {}
         self.signal_number = 0
         self.outcome = "done"  # the status of result.json where the story ends well; "incomplete" where it left less than was asked for
         self.result_artifact: Artifact | None = None
+
+    @property
+    def leads(self) -> bool:
+        """Whether this process writes what the run leaves; one that is alone does."""
+        return self.rank.leads
+
+    @property
+    def log_path(self) -> Path:
+        """Where this process logs."""
+        return self.folder / "log.jsonl" if self.leads else self.folder / "ranks" / f"{self.rank.number}.jsonl"
 
     @property
     def stop_asked(self) -> bool:
@@ -82,6 +96,8 @@ class Run:
 
     def log_metrics(self, step: int, metrics: dict[str, float]) -> None:
         """Append one line to metrics.jsonl."""
+        if not self.leads:
+            return
         with (self.folder / "metrics.jsonl").open("a", encoding="utf-8") as stream:
             stream.write(json.dumps({"step": step, **metrics}) + "\n")
 
@@ -104,6 +120,8 @@ class Run:
 
     def finish(self, status: str, *, seconds: float) -> None:
         """Write result.json."""
+        if not self.leads:
+            return
         artifact = str(self.result_artifact.folder) if self.result_artifact else None
         result = {"task": self.composed.task, "status": status, "artifact": artifact, "seconds": round(seconds, 3), "metrics": self.metrics}
         write_atomically(self.folder / RESULT, json.dumps(result, indent=2) + "\n")
@@ -112,7 +130,7 @@ class Run:
 def execute(composed: Composed) -> int:
     """Run the story that a checked config names; return the exit code (design: 0, 1, 2, 3, 4, 130, 143)."""
     config = composed.config
-    progress = Console()
+    progress: Any = Console()
     start = time.monotonic()
     run: Run | None = None
     story: Any = None
@@ -122,9 +140,16 @@ def execute(composed: Composed) -> int:
         story = find(config.task.target)(config)
         if config.plan is not False:
             return _plan(story, composed, progress)
-        run = Run(composed, folder=open_folder(composed), progress=progress)
-        with logging_to(run.folder / "log.jsonl", level=config.log_level, form=config.log_format), signals_to(run):
-            write_atomically(run.folder / "config.yaml", _yaml(composed.values))
+        os.environ.update(from_slurm(os.environ))
+        rank, trainer = rank_of(os.environ), getattr(config, "trainer", None)
+        launcher = getattr(trainer, "launcher", "")
+        if launcher and rank.world_size == 1:
+            return int(find(launcher)(composed, folder=open_folder(composed), progress=progress))
+        progress = progress if rank.leads else Console.silent()
+        run = Run(composed, folder=_folder(composed, rank), progress=progress, rank=rank)
+        with logging_to(run.log_path, level=config.log_level, form=config.log_format, shown=run.leads), signals_to(run):
+            if run.leads:
+                write_atomically(run.folder / "config.yaml", _yaml(composed.values))
             log.info("start %s in %s", composed.task, run.folder, extra={"overrides": list(composed.overrides)})
             story.run(run)
             log.info("done in %.1f s", time.monotonic() - start)
@@ -172,6 +197,27 @@ def _no_memory(what: str, story: Any, run: Run | None, progress: Console) -> Doe
         log.warning("what would fit could not be planned: %s", fault)
         return error
     return error if advice is None else DoesNotFit(f"{error.message}\n{advice.message}", next_step=advice.next_step)
+
+
+def _folder(composed: Composed, rank: Rank) -> Path:
+    """The run's folder: opened here, or by the first process of the group, or by LargeForge when it started the group."""
+    trainer = getattr(composed.config, "trainer", None)
+    if rank.world_size > 1 and (trainer is None or (trainer.devices, trainer.nodes) != (rank.local_size, rank.world_size // rank.local_size)):
+        nodes = rank.world_size // rank.local_size
+        asked = f"trainer.devices={trainer.devices} on trainer.nodes={trainer.nodes}" if trainer else f"task={composed.task} runs in one"
+        raise InputError(
+            f"{rank.local_size} processes were started on each of {nodes} machines, but {asked}.",
+            next_step=f"trainer.devices={rank.local_size} trainer.nodes={nodes}" if trainer else "the same command without torchrun",
+        )
+    if rank.started_here:
+        folder = Path(composed.config.folder or ".")
+    elif rank.world_size > 1:
+        folder = find("largeforge.trainer.group.folder_of_group")(rank, lambda: open_folder(composed))
+    else:
+        folder = open_folder(composed)
+    if not rank.leads:
+        (folder / "ranks").mkdir(exist_ok=True)
+    return folder
 
 
 def open_folder(composed: Composed) -> Path:
@@ -225,13 +271,15 @@ def newest_unfinished(composed: Composed) -> Path | None:
 
 
 @contextmanager
-def logging_to(path: Path, *, level: str, form: str) -> Iterator[None]:
-    """Send the log to `path` as JSON lines, and to standard error in the chosen form, while the block runs."""
+def logging_to(path: Path, *, level: str, form: str, shown: bool = True) -> Iterator[None]:
+    """Send the log to `path` as JSON lines, and to standard error in the chosen form where it is `shown`, while the block runs."""
     file, terminal = logging.FileHandler(path, encoding="utf-8"), logging.StreamHandler(sys.stderr)
     file.setFormatter(JSONLines())
     terminal.setFormatter(JSONLines() if form == "json" else logging.Formatter("%(levelname)s %(message)s"))
     # what the user watches is said by the progress; the console shows log lines only where they ask for them or warn
     terminal.setLevel(logging.DEBUG if form == "json" or level == "debug" else logging.WARNING)
+    if not shown:
+        terminal.setLevel(logging.CRITICAL + 1)
     root = logging.getLogger()
     before = root.level
     for handler in (file, terminal):
@@ -305,7 +353,7 @@ def _note_failure(run: Run | None, text: str) -> None:
     if run is None:
         return
     line = {"time": datetime.now().astimezone().isoformat(timespec="milliseconds"), "level": "error", "logger": "largeforge", "message": text}
-    with suppress(OSError), (run.folder / "log.jsonl").open("a", encoding="utf-8") as stream:
+    with suppress(OSError), run.log_path.open("a", encoding="utf-8") as stream:
         stream.write(json.dumps(line) + os.linesep)
 
 

@@ -35,6 +35,7 @@ def compose(argv: Sequence[str], *, files: bool = False) -> Composed:
         choices=choices,
         overrides=hide(composition.flags.words, secrets),
         recipe=composition.recipe,
+        argv=tuple(argv),
     )
 
 

@@ -20,6 +20,7 @@ class Composed:
         choices: group -> choice, for every group in use.
         overrides: the user's words on the command line.
         recipe: the recipe's name, or None.
+        argv: the command line as it was typed, flags and secrets included: for processes that are to run the same; never written down.
     """
 
     task: str
@@ -28,3 +29,4 @@ class Composed:
     choices: dict[str, str] = field(default_factory=dict)
     overrides: tuple[str, ...] = ()
     recipe: str | None = None
+    argv: tuple[str, ...] = field(default=(), repr=False)

@@ -22,6 +22,8 @@ from largeforge.method.head import SupervisedHead
 from largeforge.method.optimizers import make_optimizer, rate_factor
 from largeforge.method.sharding import is_sharded, shard, whole_weights
 
+SUPERVISED = "supervised_tokens"
+
 
 class Method(LightningModule):
     """A LightningModule that steps by hand.
@@ -103,7 +105,14 @@ class Method(LightningModule):
                     scheduler.step()
         except _NoGradient:
             taken = False
-        return {**means, "gradient_norm": self.gradient_norm, "learning_rate": rate, "taken": taken, "overflow": float(self.overflowed)}
+        return {
+            **means,
+            "gradient_norm": self.gradient_norm,
+            "learning_rate": rate,
+            "taken": taken,
+            "overflow": float(self.overflowed),
+            SUPERVISED: totals[SUPERVISED],
+        }
 
     def backward_through(self, batches: Sequence[Any], totals: dict[str, float]) -> dict[str, Any]:
         """Accumulate the gradient of the whole step; `totals` are weights over all micro-batches and ranks."""
@@ -277,7 +286,7 @@ class Method(LightningModule):
     # ---- over micro-batches and ranks ----
 
     def _totals(self, batches: Sequence[Any]) -> dict[str, float]:
-        totals: dict[str, float] = {}
+        totals: dict[str, float] = {SUPERVISED: sum(batch.num_supervised for batch in batches)}
         for batch in batches:
             for name, weight in self.weights(batch).items():
                 totals[name] = totals.get(name, 0.0) + weight

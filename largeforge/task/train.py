@@ -10,7 +10,7 @@ from largeforge.artifact import Artifact, write_atomically
 from largeforge.build import build, find
 from largeforge.chat import Example
 from largeforge.config.lock import write_lock
-from largeforge.contract import Adapter, Benchmark, DataModule, Engine, LoadedModel, Method, Progress, Quant, Score, Storage, Tracker, Trainer
+from largeforge.contract import Adapter, Benchmark, DataModule, Engine, LoadedModel, Method, ModelSource, Progress, Quant, Score, Storage, Tracker, Trainer
 from largeforge.errors import DoesNotFit
 from largeforge.model.config import ModelConfig
 from largeforge.report import Section, write_report
@@ -28,8 +28,8 @@ class Train:
     def __init__(self, config: TrainingConfig) -> None:
         self.config = config
 
-    def run(self, run: Run) -> Artifact:
-        """Train, and leave a checkpoint or adapter artifact."""
+    def run(self, run: Run) -> Artifact | None:
+        """Train, and leave a checkpoint or adapter artifact; None in processes that only help to train."""
         config = self.config
 
         # ---- build ----
@@ -38,34 +38,42 @@ class Train:
         trainer: Trainer = build(config.trainer, tracker=tracker, run=run, storage=storage)
         quant: Quant = build(config.quant)
         adapter: Adapter = build(config.adapter, seed=config.seed)
-        model: LoadedModel = build(config.model, progress=run.progress).load(trainable=True, precision=trainer.precision, quant=quant, adapter=adapter)
+        source: ModelSource = build(config.model, progress=run.progress)
+        with trainer.leader_first():
+            model = source.load(trainable=True, precision=trainer.precision, quant=quant, adapter=adapter)
         rows = {"template": model.template, "train_on": config.method.train_on, "learns": config.method.learns, "progress": run.progress, "storage": storage}
         data: DataModule = build(config.data, tokenizer=model.tokenizer, **rows)
-        data.prepare()
+        with trainer.leader_first():
+            data.prepare()
 
         def second(of: ModelConfig) -> LoadedModel:
             loaded: LoadedModel = build(of, progress=run.progress).load(trainable=False, precision=trainer.precision)
             return loaded
 
-        others = self.second_models(model, adapter, second)
+        with trainer.leader_first():
+            others = self.second_models(model, adapter, second)
         method: Method = build(config.method, model=model, **others)
-        data.annotate(method)
+        with trainer.leader_first():
+            data.annotate(method)
         engine: Engine = build(config.engine, model=model, progress=run.progress, device=trainer.device)
         benchmark: Benchmark = build(config.benchmark)
         data.shapes(trainer.window(data.num_rows, seed=config.seed))  # settles packing=auto, which the lock records
         facts = {"device": trainer.device, "precision": trainer.precision, **data.facts}
         sources = [model.source, data.source, *(other.source for other in others.values() if other is not None)]
-        write_lock(run.folder / "recipe.lock.yaml", run.composed, sources=sources, template=model.template, facts=facts)
-        tell(run, model, facts)
-        keep_bad_rows(run, data)
+        if run.leads:
+            write_lock(run.folder / "recipe.lock.yaml", run.composed, sources=sources, template=model.template, facts=facts)
+            tell(run, model, facts)
+            keep_bad_rows(run, data)
 
         # ---- before ----
-        examples = data.heldout() if benchmark.measures else []
+        examples = data.heldout() if benchmark.measures and run.leads else []
         before = measured_before(run, benchmark, engine, examples)
 
         # ---- train ----
         run.measure(**{name: float(value) for name, value in data.facts.items() if name.startswith("rows_")})
         run.measure(**trainer.fit(method, data))
+        if not run.leads:
+            return None  # what is left is one process's work
 
         # ---- after ----
         after = benchmark.run(engine, examples, title="after", run=run)

@@ -1,4 +1,4 @@
-"""Runs a method over data on one device: steps, validation, checkpoints, resume, what is shown and logged.
+"""Runs a method over data on one device or on several processes: steps, validation, checkpoints, resume, what is shown and logged.
 
 Knows nothing about losses or rows; Lightning runs the loop, our callbacks decide what is kept and told.
 """
@@ -10,6 +10,7 @@ import math
 import os
 import time
 import warnings
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -17,10 +18,12 @@ from lightning.fabric.utilities.warnings import PossibleUserWarning
 from lightning.pytorch import Trainer as Lightning
 
 from largeforge.contract import DataModule, Method, Optimization, StepWindow, Storage, Tracker
+from largeforge.rank import Rank
 from largeforge.run import Run
 from largeforge.trainer.checkpoint import Checkpoints
 from largeforge.trainer.config import TrainerConfig
 from largeforge.trainer.copies import open_copies
+from largeforge.trainer.group import environment, first_before_others, strategy
 from largeforge.trainer.memory import peak_bytes, reset_peak
 from largeforge.trainer.resume import STATE, Facts, check_recipe, find_checkpoint
 from largeforge.trainer.stopping import Stopping
@@ -33,7 +36,7 @@ log = logging.getLogger("largeforge.trainer")
 
 
 class Trainer:
-    """Trains on one device of one kind.
+    """Trains on devices of one kind, one process each.
 
     Args:
         config: steps, batch, precision, schedule, checkpoints.
@@ -47,6 +50,8 @@ class Trainer:
         self.tracker = tracker
         self.run = run
         self.storage = storage
+        self.group = run.rank if run is not None else Rank(world_size=config.devices * config.nodes, local_size=config.devices)
+        self.rank, self.world_size = self.group.number, self.group.world_size
         self.device = self.find_device()
         self.precision = self.find_precision()
         if config.threads:
@@ -81,6 +86,8 @@ class Trainer:
             num_steps=self.num_steps(num_rows),
             start_step=start_step,
             seed=seed,
+            rank=self.rank,
+            world_size=self.world_size,
         )
 
     def optimization(self, num_steps: int) -> Optimization:
@@ -92,9 +99,15 @@ class Trainer:
             warmup_steps=math.ceil(config.warmup_ratio * num_steps),
             weight_decay=config.weight_decay,
             clip_norm=config.clip_norm,
+            optimizer=config.optimizer,
+            decay_steps=math.ceil(config.decay_ratio * num_steps),
         )
 
     # ---- training ----
+
+    def leader_first(self) -> AbstractContextManager[None]:
+        """Let the first process of each machine run the block before the others do: what it leaves in the cache, they find there."""
+        return first_before_others(self.group)
 
     def fit(self, method: Method, data: DataModule) -> dict[str, float]:
         """Train from the start, or from the newest sound checkpoint where the run resumes.
@@ -119,7 +132,7 @@ class Trainer:
         copies = open_copies(run, storage=self.storage, folder=config.checkpoint.folder) if window.rank == 0 else None
         if config.gradient_checkpointing:
             method.network.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        validation = data.validation_batches(config.micro_batch_size)
+        validation = data.validation_batches(config.micro_batch_size, rank=self.rank, world_size=self.world_size)
         watch = Watch(run, num_steps=window.num_steps, start_step=start_step, config=config)
         loader = StepLoader(data.train_steps(window), num_steps=window.num_steps)
         sources = (method.model.source, data.source)
@@ -165,6 +178,8 @@ class Trainer:
         return Lightning(
             accelerator=self.device,
             devices=self.config.devices,
+            num_nodes=self.config.nodes,
+            **self._sharing(),
             precision=LIGHTNING_PRECISION[self.precision],
             # one Lightning epoch holds all steps: epochs are ours, a function of (seed, epoch), so that resume is exact
             max_steps=window.num_steps,
@@ -173,7 +188,7 @@ class Trainer:
             val_check_interval=every,
             check_val_every_n_epoch=None,
             num_sanity_val_steps=0,
-            logger=self.tracker.logger() or False,
+            logger=(self.run.leads and self.tracker.logger()) or False,
             callbacks=callbacks,
             enable_checkpointing=False,
             enable_progress_bar=False,
@@ -181,6 +196,12 @@ class Trainer:
             use_distributed_sampler=False,
             default_root_dir=os.fspath(self.run.folder),
         )
+
+    def _sharing(self) -> dict[str, Any]:
+        """How Lightning brings processes together; a process that is alone needs nothing."""
+        if self.world_size == 1:
+            return {}
+        return {"strategy": strategy(self.config.strategy, self.group), "plugins": [environment()]}
 
 
 class StepLoader:

@@ -59,6 +59,11 @@ class TrainerConfig(PartConfig):
     early_stopping: EarlyStoppingConfig = Field(description="When to stop before the last step.")
     checkpoint: CheckpointConfig = Field(description="When a run can be taken up again.")
 
+    @property
+    def launcher(self) -> str:
+        """What starts the processes of a run, by its dotted name; empty where the process that is there does all of it."""
+        return "largeforge.trainer.launch.launch" if self.devices * self.nodes > 1 else ""
+
 
 class AutoConfig(TrainerConfig):
     """The GPU where there is one, else the CPU."""

@@ -97,7 +97,7 @@ def strategy(name: str, rank: Rank) -> Strategy:
     if name == "fsdp":
         return Sharded(rank.world_size)
     # buffers are functions of the config, equal everywhere; gradients lie in the buckets that are sent, not beside them
-    return DDPStrategy(timeout=PATIENCE, broadcast_buffers=False, gradient_as_bucket_view=True)
+    return DDPStrategy(timeout=PATIENCE, forward_sync_buffers=False, gradient_as_bucket_view=True)
 
 
 def environment() -> TorchElasticEnvironment:

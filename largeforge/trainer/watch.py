@@ -54,7 +54,7 @@ class Watch(Callback):
             return
         seconds = time.monotonic() - self._begin
         step, loss = trainer.global_step, float(outputs["loss"])
-        supervised = sum(micro.num_supervised for micro in batch)
+        supervised = int(outputs["supervised_tokens"])  # over all ranks
         self.losses.append(loss)
         self.num_supervised += supervised
         self.seconds += seconds

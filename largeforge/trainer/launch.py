@@ -1,0 +1,230 @@
+"""Starts the processes of a run on this machine, and sees to their end: `trainer.devices` of them, each the same command line in the same folder.
+
+Loads nothing heavy: the parent waits while its children train.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, Protocol
+
+from largeforge.config.composed import Composed
+from largeforge.console import Console
+from largeforge.contract import Progress
+from largeforge.errors import EXIT_CHECK_FAILED, EXIT_DOES_NOT_FIT, EXIT_DONE, EXIT_FAULT, EXIT_USER, InputError
+from largeforge.rank import STARTED_HERE
+from largeforge.run import Run
+
+POLL_S = 0.05
+# One that failed ends the others' exchange at once, and they say so and end by themselves; what waits in a library is killed after this.
+GRACE_S = 15.0
+PR_SET_PDEATHSIG = 1
+MEANT = (EXIT_DONE, EXIT_USER, EXIT_DOES_NOT_FIT, EXIT_CHECK_FAILED, 130, 143)
+
+
+class Child(Protocol):
+    """One process of the group, wherever it runs."""
+
+    def poll(self) -> int | None:
+        """Its exit code, the negative number of the signal that killed it, or None while it runs."""
+
+    def send_signal(self, number: int) -> None:
+        """Send it a signal."""
+
+
+def launch(composed: Composed, *, folder: Path, progress: Console) -> int:
+    """Run the story in `trainer.devices` processes of this machine; return its exit code.
+
+    Args:
+        composed: the run.
+        folder: of the run; opened already.
+        progress: where it is told what became of them, if they cannot say it themselves.
+
+    Raises:
+        InputError: the run is to use several machines: then torchrun, SLURM or Ray starts the processes.
+    """
+    trainer: Any = composed.config.trainer  # type: ignore[attr-defined]
+    count = trainer.devices
+    if trainer.nodes > 1:
+        words = " ".join(word for word in composed.overrides)
+        raise InputError(
+            f"trainer.nodes={trainer.nodes}: one process cannot start others on other machines.",
+            next_step=f"on each machine: torchrun --nnodes {trainer.nodes} --nproc-per-node {count} --rdzv-backend c10d "
+            f"--rdzv-endpoint <first machine>:29500 -m largeforge {words} folder=<one that all see>; or srun; or trainer=ray",
+        )
+    start = time.monotonic()
+    port = free_port()
+    children: list[Child] = []
+    with signals_to_all(children) as signals:
+        for number in range(count):
+            children.append(start_child(command(composed, folder), environment_of(number, count, port=port), number=number, folder=folder))
+        codes = wait_for_all(children)
+    return settle(codes, signals.first, composed=composed, folder=folder, progress=progress, seconds=time.monotonic() - start)
+
+
+# ---- starting ----
+
+
+def command(composed: Composed, folder: Path, **changes: str) -> list[str]:
+    """The words that run the same again, in a folder that stands."""
+    changes = {"folder": json.dumps(os.fspath(folder)), **changes}
+    words = [word for word in composed.argv if word.lstrip("+").partition("=")[0] not in changes]
+    return [sys.executable, "-m", "largeforge", *words, *(f"{key}={value}" for key, value in changes.items())]
+
+
+def environment_of(number: int, count: int, *, port: int, address: str = "127.0.0.1") -> dict[str, str]:
+    """What torchrun would set for this process."""
+    threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, (os.cpu_count() or 1) // count))
+    ranks = {"RANK": number, "LOCAL_RANK": number, "WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count, "GROUP_RANK": 0, "MASTER_PORT": port}
+    return {name: str(value) for name, value in ranks.items()} | {
+        "MASTER_ADDR": address,
+        "TORCHELASTIC_RUN_ID": STARTED_HERE,
+        "OMP_NUM_THREADS": threads,
+    }
+
+
+def start_child(words: Sequence[str], environment: dict[str, str], *, number: int, folder: Path, shown: bool = True) -> subprocess.Popen[bytes]:
+    """Start one process; the first has the terminal, what the others print lies beside their logs.
+
+    It is in a session of its own, so that Ctrl-C reaches the parent alone, which passes it on once; and it dies with its parent.
+    """
+    said: Any = None
+    if number or not shown:
+        (folder / "ranks").mkdir(exist_ok=True)
+        said = (folder / "ranks" / f"{number}.txt").open("ab")
+    try:
+        return subprocess.Popen(
+            words,
+            env={**os.environ, **environment},
+            stdin=subprocess.DEVNULL,
+            stdout=said,
+            stderr=said,
+            start_new_session=True,
+            preexec_fn=die_with_parent,
+        )
+    finally:
+        if said is not None:
+            said.close()
+
+
+def die_with_parent() -> None:
+    """Have the kernel kill this process when the one that started it ends, however that happens."""
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def free_port() -> int:
+    """A port of this machine that nobody listens on now."""
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return int(one.getsockname()[1])
+
+
+# ---- waiting ----
+
+
+class Signals:
+    """The first signal that came; 0 is none."""
+
+    first = 0
+
+
+@contextmanager
+def signals_to_all(children: Sequence[Child]) -> Iterator[Signals]:
+    """Pass SIGINT and SIGTERM on to every child while the block runs."""
+    signals = Signals()
+    if threading.current_thread() is not threading.main_thread():
+        yield signals
+        return
+
+    def pass_on(number: int, frame: Any) -> None:
+        signals.first = signals.first or number
+        for child in children:
+            if child.poll() is None:
+                child.send_signal(number)
+
+    before = {number: signal.signal(number, pass_on) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield signals
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def wait_for_all(children: Sequence[Child], *, grace_s: float = GRACE_S, watched: Callable[[], None] = lambda: None) -> list[int]:
+    """Wait until every child has ended; once one has failed, or the first is done, the others get `grace_s` seconds.
+
+    Args:
+        children: by rank.
+        grace_s: seconds.
+        watched: called again and again meanwhile.
+
+    Returns:
+        exit codes by rank; -9 for one that was killed here or elsewhere.
+    """
+    codes: list[int | None] = [None] * len(children)
+    deadline = 0.0
+    try:
+        while None in codes:
+            for number, child in enumerate(children):
+                if codes[number] is None:
+                    codes[number] = child.poll()
+            watched()
+            if not deadline and (codes[0] is not None or any(codes)):
+                deadline = time.monotonic() + grace_s
+            if deadline and time.monotonic() > deadline:
+                _kill(children)
+            time.sleep(POLL_S)
+    except BaseException:
+        _kill(children)
+        raise
+    return [code for code in codes if code is not None]
+
+
+def _kill(children: Sequence[Child]) -> None:
+    for child in children:
+        with suppress(ProcessLookupError):
+            if child.poll() is None:
+                child.send_signal(signal.SIGKILL)
+
+
+def settle(codes: Sequence[int], signal_number: int, *, composed: Composed, folder: Path, progress: Progress, seconds: float) -> int:
+    """Make one exit code of all, and tell and record what no child could.
+
+    The first process's code stands where it means something; else that of another which does (a file that only it could not read).
+    """
+    if codes[0] in MEANT:
+        return codes[0]
+    others = [code for code in codes[1:] if code in MEANT and code != EXIT_DONE]
+    run = Run(composed, folder=folder, progress=progress)  # type: ignore[arg-type]
+    for number, code in enumerate(codes):
+        if code < 0:
+            progress.say(f"\nProcess {number} was killed by signal {-code}{' (often: out of memory)' if code == -signal.SIGKILL else ''}.")
+        elif number and code != EXIT_DONE:
+            progress.say(f"\nProcess {number}: {last_error(folder, number)}")
+    if signal_number:
+        run.finish("interrupted", seconds=seconds)
+        return 128 + signal_number
+    run.finish("failed", seconds=seconds)
+    if any(code < 0 for code in codes):
+        progress.say(f"Try: {run.command(folder=os.fspath(folder), resume='auto')}")
+    return others[0] if others else EXIT_FAULT
+
+
+def last_error(folder: Path, number: int) -> str:
+    """The last thing that a process other than the first complained of."""
+    path = folder / "ranks" / f"{number}.jsonl"
+    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    errors = [json.loads(line)["message"] for line in lines if '"error"' in line]
+    return str(errors[-1]).strip() if errors else f"ended without a word; see {folder / 'ranks'}"
