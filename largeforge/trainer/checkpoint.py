@@ -99,6 +99,7 @@ class Checkpoints(Callback):
 
     def on_train_start(self, trainer: Lightning, pl_module: LightningModule) -> None:
         self._saved_at = time.monotonic()
+        self.run.listen()  # Lightning would answer SIGTERM as well, and end a run before its checkpoint is written
         if self.changed:
             follow_config(trainer, pl_module)
         if not trainer.is_global_zero:
@@ -140,11 +141,11 @@ class Checkpoints(Callback):
         self._before = None
         step = trainer.global_step
         wish = self._agreed(trainer, self._wish(step, last=bool(trainer.should_stop)))
-        if wish > DUE and step < trainer.max_steps and not trainer.should_stop:
-            self._rank(step, pl_module)
-            self._interrupt(trainer, wish, validation_due=False)
         if wish or self.config.keep_best:
             self._rank(step, pl_module)
+        if wish > DUE:
+            self._interrupt(trainer, wish, validation_due=False)
+        if wish or self.config.keep_best:
             self.save(trainer)
 
     def on_train_end(self, trainer: Lightning, pl_module: LightningModule) -> None:

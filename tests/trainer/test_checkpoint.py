@@ -66,6 +66,7 @@ def run_in(folder: Path, *, resume: str = "never", copies: str | None = None) ->
         progress=SimpleNamespace(say=said.append),
         said=said,
         signal_number=0,
+        listen=lambda: None,
         stop_asked=False,
         command=lambda **changes: "python -m largeforge " + " ".join(f"{key}={value}" for key, value in changes.items()),
     )
