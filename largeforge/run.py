@@ -38,7 +38,7 @@ from largeforge.errors import (
     ran_out_of_disk,
     ran_out_of_memory,
 )
-from largeforge.rank import Rank, from_slurm, rank_of
+from largeforge.rank import Rank, from_slurm, lost_another, rank_of
 
 RESULT = "result.json"
 ALONE = Rank()
@@ -63,6 +63,7 @@ class Run:
         self.rank = rank
         self.metrics: dict[str, float] = {}
         self.signal_number = 0
+        self.listen: Callable[[], None] = lambda: None  # take the signals again, where a library has taken them
         self.outcome = "done"  # the status of result.json where the story ends well; "incomplete" where it left less than was asked for
         self.result_artifact: Artifact | None = None
 
@@ -158,9 +159,11 @@ def execute(composed: Composed) -> int:
         status, code = ("interrupted" if isinstance(error, Interrupted) else "failed"), error.exit_code
         progress.say(f"\n{error}")
         _note_failure(run, str(error))
-    except KeyboardInterrupt:
-        status, code = "interrupted", 130
-        progress.say("\nInterrupted.")
+    except (KeyboardInterrupt, SystemExit) as stop:  # Lightning turns a second Ctrl-C into an exit
+        if isinstance(stop, SystemExit) and not (run and run.signal_number):
+            raise
+        status, code = "interrupted", 128 + (run.signal_number if run and run.signal_number else signal.SIGINT)
+        progress.say("\nStopped at once; the last checkpoint is the newest in the run's folder." if run and run.signal_number else "\nInterrupted.")
     except Exception as fault:
         if ran_out_of_memory(fault):
             starved = str(fault).partition("\n")[0] or type(fault).__name__
@@ -171,6 +174,10 @@ def execute(composed: Composed) -> int:
             )
             progress.say(f"\n{full}")
             _note_failure(run, str(full))
+        elif run is not None and run.rank.world_size > 1 and lost_another(fault):
+            gone = "Another process of this run ended, and this one cannot go on alone."
+            progress.say(f"\n{gone}")
+            _note_failure(run, gone)
         else:
             progress.say(f"\nAn internal fault of LargeForge ({type(fault).__name__}: {fault}). Please report it with the lines below.")
             progress.say(traceback.format_exc())
@@ -192,7 +199,7 @@ def _no_memory(what: str, story: Any, run: Run | None, progress: Console) -> Doe
     """Out of memory, with what the story knows would fit."""
     error = DoesNotFit(f"out of memory: {what}", next_step="a smaller model, smaller batches, or another device; plan=true says what a run needs")
     try:
-        advice = story.relief(run, progress=progress) if run is not None and hasattr(story, "relief") else None
+        advice = story.relief(run, progress=progress) if run is not None and run.leads and hasattr(story, "relief") else None
     except Exception as fault:  # advice that fails must not hide what it was about
         log.warning("what would fit could not be planned: %s", fault)
         return error
@@ -335,7 +342,14 @@ def signals_to(run: Run) -> Iterator[None]:
         run.signal_number = number
         run.progress.say("Stopping at the next safe point; once more stops at once.")
 
-    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def listen() -> None:
+        for number in before:
+            signal.signal(number, ask)
+
+    listen()
+    run.listen = listen
     try:
         yield
     finally:
