@@ -32,8 +32,8 @@ class Candidate:
         return " ".join(f"{key}={value}" for key, value in self.changes.items()) or "as it is"
 
 
-def relief(run: Run, *, progress: Progress) -> DoesNotFit:
-    """Plan the run with less, one change after another, and say which would fit."""
+def relief(run: Run, *, progress: Progress) -> DoesNotFit | None:
+    """Plan the run with less, one change after another, and say which would fit; None where nothing could be planned."""
     gc.collect()  # the model and its optimizer hang in cycles
     progress.say("Out of memory: planning what would fit ...")
     until = time.monotonic() + BUDGET_S
@@ -48,6 +48,8 @@ def relief(run: Run, *, progress: Progress) -> DoesNotFit:
             continue  # a choice that this recipe cannot take
         device = f"{plan.device.title}, {plan.device.memory_bytes / 2**30:,.1f} GiB"
         found.append(Candidate(changes, plan.peak_bytes, plan.fits))
+    if not found:
+        return None
     width = max(len(one.told) for one in found)
     lines = [f"  {one.told:<{width}}   {one.peak_bytes / 2**30:8,.2f} GiB   {'fits' if one.fits else 'does not fit'}" for one in found]
     best = chosen(found)

@@ -107,8 +107,8 @@ class Train:
         plan = find("largeforge.plan.training.TrainingPlan")(config)
         return plan(model=model, method=method, data=data, trainer=trainer, progress=progress)
 
-    def relief(self, run: Run, *, progress: Progress) -> DoesNotFit:
-        """What to change where memory ran out."""
+    def relief(self, run: Run, *, progress: Progress) -> DoesNotFit | None:
+        """What to change where memory ran out; None where that could not be planned."""
         return relief(run, progress=progress)
 
     def second_models(self, model: LoadedModel, adapter: Adapter, load: SecondModel) -> dict[str, LoadedModel | None]:
