@@ -54,6 +54,14 @@ def rank_of(environment: Mapping[str, str]) -> Rank:
     return Rank(number, world_size, local, local_size, started_here=environment.get("TORCHELASTIC_RUN_ID") == STARTED_HERE)
 
 
+def lost_another(fault: BaseException) -> bool:
+    """Whether a library complains that another process of the group is gone: that one says why, this one only met it."""
+    if type(fault).__name__ in ("DistBackendError", "DistNetworkError", "DistStoreError"):
+        return True
+    text = str(fault)
+    return isinstance(fault, RuntimeError) and any(sign in text for sign in ("Connection closed by peer", "Connection reset by peer", "Broken pipe"))
+
+
 def from_slurm(environment: Mapping[str, str]) -> dict[str, str]:
     """Torchrun's variables for a task that srun started; none where there is one task, or torchrun's are there.
 

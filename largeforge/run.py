@@ -144,7 +144,7 @@ def execute(composed: Composed) -> int:
         os.environ.update(from_slurm(os.environ))
         rank, trainer = rank_of(os.environ), getattr(config, "trainer", None)
         launcher = getattr(trainer, "launcher", "")
-        if launcher and rank.world_size == 1:
+        if launcher and rank.world_size == 1 and not rank.started_here:
             return int(find(launcher)(composed, folder=open_folder(composed), progress=progress))
         progress = progress if rank.leads else Console.silent()
         run = Run(composed, folder=_folder(composed, rank), progress=progress, rank=rank)

@@ -123,9 +123,40 @@ def _micro_batch(view: _View) -> tuple[str, str, str] | None:
 
 
 def _batch_over_devices(view: _View) -> tuple[str, str, str] | None:
-    batch, devices = view["trainer.batch_size"], view["trainer.devices"]
+    batch, devices = view["trainer.batch_size"], view["trainer.devices"] * view["trainer.nodes"]
     if batch < devices:
         return "trainer.batch_size", f"at least one row for each of {devices} devices", f"trainer.batch_size={devices}"
+    return None
+
+
+def _strategy(view: _View) -> tuple[str, str, str] | None:
+    name = view["trainer.strategy"]
+    if name != "auto" and view["trainer.devices"] * view["trainer.nodes"] == 1:
+        return "trainer.strategy", f"{name} is for several processes: trainer.devices, trainer.nodes", "trainer.devices=2"
+    return None
+
+
+def _sharded(view: _View) -> tuple[str, str, str] | None:
+    """What weights that are spread over processes cannot do."""
+    if view["trainer.strategy"] != "fsdp":
+        return None
+    if view["trainer.precision"] == "fp16":
+        return "trainer.precision", "fp16's loss scale is not agreed on with fsdp; one of: auto, fp32, bf16", "trainer.precision=bf16"
+    if view["trainer.optimizer"] == "adamw_8bit":
+        return "trainer.optimizer", "8-bit moments are kept in blocks that fsdp would cut; one of: adamw, adafactor", "trainer.optimizer=adamw"
+    if not str(view["quant._target_"]).endswith(".Unquantized"):
+        return "quant._target_", "quantized weights cannot be spread by fsdp; trainer.strategy=ddp takes them", "trainer.strategy=ddp"
+    if not str(view["benchmark._target_"]).endswith(".Unmeasured"):
+        return "benchmark._target_", "weights stay spread with fsdp, and nobody can be asked; ask the artifact afterwards", "benchmark=none"
+    if view["trainer.checkpoint.content"] == "weights":
+        return "trainer.checkpoint.content", "with fsdp a checkpoint holds the full state; the artifact holds the weights", "trainer.checkpoint.content=full"
+    return None
+
+
+def _decay(view: _View) -> tuple[str, str, str] | None:
+    warmup, decay = view["trainer.warmup_ratio"], view["trainer.decay_ratio"]
+    if view["trainer.schedule"] == "wsd" and warmup + decay > 1:
+        return "trainer.decay_ratio", f"with trainer.warmup_ratio={warmup:g} at most {1 - warmup:g}", f"trainer.decay_ratio={1 - warmup:g}"
     return None
 
 
@@ -223,6 +254,9 @@ RULES: tuple[Rule, ...] = (
     _against,
     _micro_batch,
     _batch_over_devices,
+    _strategy,
+    _sharded,
+    _decay,
     _keep_best,
     _early_stopping,
     _early_stopping_steps,
@@ -272,6 +306,8 @@ def _why_idle(view: _View, key: str) -> tuple[str, str] | None:
             return "templates ask no teacher; generator=instruct, self_instruct and preference do", "generator=instruct"
         if task == "Train" and head == "engine" and str(view["engine._target_"]).rpartition(".")[2] in ("Remote", "Echo"):
             return "the model that is trained answers the benchmark's questions: engine=hf", "engine=hf"
+        if key == "trainer.decay_ratio" and view["trainer.schedule"] != "wsd":
+            return f"only schedule=wsd falls at the end; this one is {view['trainer.schedule']}", "trainer.schedule=wsd"
         if task in ("Inspect", "Push") and key in TRAINING_KEYS:
             return "this is for training; nothing is trained here", ""
     except _NotThere:

@@ -18,6 +18,7 @@ from lightning.fabric.utilities.warnings import PossibleUserWarning
 from lightning.pytorch import Trainer as Lightning
 
 from largeforge.contract import DataModule, Method, Optimization, StepWindow, Storage, Tracker
+from largeforge.errors import InputError
 from largeforge.rank import Rank
 from largeforge.run import Run
 from largeforge.trainer.checkpoint import Checkpoints
@@ -54,6 +55,7 @@ class Trainer:
         self.rank, self.world_size = self.group.number, self.group.world_size
         self.device = self.find_device()
         self.precision = self.find_precision()
+        self.check_device()
         if config.threads:
             torch.set_num_threads(config.threads)
 
@@ -70,6 +72,16 @@ class Trainer:
         if self.device == "cuda":
             return "bf16" if torch.cuda.is_bf16_supported() else "fp16"
         return "bf16" if torch.ops.mkldnn._is_mkldnn_bf16_supported() else "fp32"
+
+    def check_device(self) -> None:
+        """Raise InputError where the machine lacks what was asked for."""
+        if self.precision == "fp16" and self.device == "cpu":
+            raise InputError("trainer.precision=fp16 trains on a GPU, and there is none in use here.", next_step="trainer.precision=auto, bf16 or fp32")
+        if self.run is None or self.device != "cuda":
+            return
+        there = torch.cuda.device_count()
+        if self.config.devices > there:
+            raise InputError(f"trainer.devices={self.config.devices}, but torch sees {there} here.", next_step=f"trainer.devices={there}")
 
     # ---- sizes known before training ----
 

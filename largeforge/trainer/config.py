@@ -73,5 +73,17 @@ class CPUConfig(TrainerConfig):
     """The CPU, also where there is a GPU."""
 
 
+class RayConfig(TrainerConfig):
+    """The workers of a Ray cluster; a worker that dies is replaced, and the run goes on from its newest checkpoint."""
+
+    address: str | None = Field(description="Where the cluster is: auto, or ray://host:10001; null starts one on this machine.")
+    max_restarts: NonNegativeInt = Field(description="How often workers that died are replaced.")
+
+    @property
+    def launcher(self) -> str:
+        """A cluster runs it, were it on one device."""
+        return "largeforge.trainer.ray.launch"
+
+
 class GPUConfig(TrainerConfig):
     """An NVIDIA GPU; an error where there is none."""

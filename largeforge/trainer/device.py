@@ -22,6 +22,10 @@ class CPU(Trainer):
         return "cpu"
 
 
+class Ray(Auto):
+    """What a worker of a Ray cluster has: a GPU where it was given one. The workers are started by largeforge/trainer/ray.py."""
+
+
 class GPU(Trainer):
     """An NVIDIA GPU.
 

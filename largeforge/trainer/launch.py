@@ -16,6 +16,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -29,6 +30,7 @@ from largeforge.run import Run
 POLL_S = 0.05
 # One that failed ends the others' exchange at once, and they say so and end by themselves; what waits in a library is killed after this.
 GRACE_S = 15.0
+ENDED_HERE = -1000
 PR_SET_PDEATHSIG = 1
 MEANT = (EXIT_DONE, EXIT_USER, EXIT_DOES_NOT_FIT, EXIT_CHECK_FAILED, 130, 143)
 
@@ -57,19 +59,18 @@ def launch(composed: Composed, *, folder: Path, progress: Console) -> int:
     trainer: Any = composed.config.trainer  # type: ignore[attr-defined]
     count = trainer.devices
     if trainer.nodes > 1:
-        words = " ".join(word for word in composed.overrides)
+        typed = " ".join(composed.overrides) + ("" if composed.config.folder else " folder=<one that all see>")
         raise InputError(
             f"trainer.nodes={trainer.nodes}: one process cannot start others on other machines.",
             next_step=f"on each machine: torchrun --nnodes {trainer.nodes} --nproc-per-node {count} --rdzv-backend c10d "
-            f"--rdzv-endpoint <first machine>:29500 -m largeforge {words} folder=<one that all see>; or srun; or trainer=ray",
+            f"--rdzv-endpoint <first machine>:29500 -m largeforge {typed}; or srun; or trainer=ray",
         )
     start = time.monotonic()
     port = free_port()
-    children: list[Child] = []
-    with signals_to_all(children) as signals:
-        for number in range(count):
-            children.append(start_child(command(composed, folder), environment_of(number, count, port=port), number=number, folder=folder))
-        codes = wait_for_all(children)
+    words = command(composed, folder)
+    with signals_kept() as signals:
+        children = [start_child(words, environment_of(number, count, port=port), number=number, folder=folder) for number in range(count)]
+        codes = wait_for_all(children, signals)
     return settle(codes, signals.first, composed=composed, folder=folder, progress=progress, seconds=time.monotonic() - start)
 
 
@@ -94,7 +95,9 @@ def environment_of(number: int, count: int, *, port: int, address: str = "127.0.
     }
 
 
-def start_child(words: Sequence[str], environment: dict[str, str], *, number: int, folder: Path, shown: bool = True) -> subprocess.Popen[bytes]:
+def start_child(
+    words: Sequence[str], environment: dict[str, str], *, number: int, folder: Path, shown: bool = True, cwd: str | None = None
+) -> subprocess.Popen[bytes]:
     """Start one process; the first has the terminal, what the others print lies beside their logs.
 
     It is in a session of its own, so that Ctrl-C reaches the parent alone, which passes it on once; and it dies with its parent.
@@ -107,6 +110,7 @@ def start_child(words: Sequence[str], environment: dict[str, str], *, number: in
         return subprocess.Popen(
             words,
             env={**os.environ, **environment},
+            cwd=cwd,
             stdin=subprocess.DEVNULL,
             stdout=said,
             stderr=said,
@@ -134,27 +138,27 @@ def free_port() -> int:
 # ---- waiting ----
 
 
+@dataclass
 class Signals:
-    """The first signal that came; 0 is none."""
+    """Signals that came; the first one (0 is none), and those that children were not told of yet."""
 
-    first = 0
+    first: int = 0
+    pending: list[int] = field(default_factory=list)
 
 
 @contextmanager
-def signals_to_all(children: Sequence[Child]) -> Iterator[Signals]:
-    """Pass SIGINT and SIGTERM on to every child while the block runs."""
+def signals_kept() -> Iterator[Signals]:
+    """Keep SIGINT and SIGTERM for the children while the block runs."""
     signals = Signals()
     if threading.current_thread() is not threading.main_thread():
         yield signals
         return
 
-    def pass_on(number: int, frame: Any) -> None:
+    def keep(number: int, frame: Any) -> None:
         signals.first = signals.first or number
-        for child in children:
-            if child.poll() is None:
-                child.send_signal(number)
+        signals.pending.append(number)
 
-    before = {number: signal.signal(number, pass_on) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.signal(number, keep) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield signals
     finally:
@@ -162,41 +166,48 @@ def signals_to_all(children: Sequence[Child]) -> Iterator[Signals]:
             signal.signal(number, handler)
 
 
-def wait_for_all(children: Sequence[Child], *, grace_s: float = GRACE_S, watched: Callable[[], None] = lambda: None) -> list[int]:
-    """Wait until every child has ended; once one has failed, or the first is done, the others get `grace_s` seconds.
+def wait_for_all(children: Sequence[Child], signals: Signals, *, grace_s: float = GRACE_S, meanwhile: Callable[[], None] | None = None) -> list[int]:
+    """Wait until every child has ended, and pass signals on; once one has failed, or the first is done, the others get `grace_s` seconds.
 
     Args:
         children: by rank.
+        signals: what is to be passed on.
         grace_s: seconds.
-        watched: called again and again meanwhile.
+        meanwhile: called again and again.
 
     Returns:
-        exit codes by rank; -9 for one that was killed here or elsewhere.
+        exit codes by rank: the negative number of a signal for one that was killed elsewhere, `ENDED_HERE` for one that was killed here.
     """
     codes: list[int | None] = [None] * len(children)
+    ended: set[int] = set()
     deadline = 0.0
     try:
         while None in codes:
             for number, child in enumerate(children):
                 if codes[number] is None:
-                    codes[number] = child.poll()
-            watched()
+                    code = child.poll()
+                    codes[number] = ENDED_HERE if code == -signal.SIGKILL and number in ended else code
+            while signals.pending:
+                _send(children, signals.pending.pop(0))
+            if meanwhile is not None:
+                meanwhile()
             if not deadline and (codes[0] is not None or any(codes)):
                 deadline = time.monotonic() + grace_s
             if deadline and time.monotonic() > deadline:
-                _kill(children)
+                ended |= {number for number, code in enumerate(codes) if code is None}
+                _send(children, signal.SIGKILL)
             time.sleep(POLL_S)
     except BaseException:
-        _kill(children)
+        _send(children, signal.SIGKILL)
         raise
     return [code for code in codes if code is not None]
 
 
-def _kill(children: Sequence[Child]) -> None:
+def _send(children: Sequence[Child], number: int) -> None:
     for child in children:
         with suppress(ProcessLookupError):
             if child.poll() is None:
-                child.send_signal(signal.SIGKILL)
+                child.send_signal(number)
 
 
 def settle(codes: Sequence[int], signal_number: int, *, composed: Composed, folder: Path, progress: Progress, seconds: float) -> int:
@@ -209,11 +220,12 @@ def settle(codes: Sequence[int], signal_number: int, *, composed: Composed, fold
     others = [code for code in codes[1:] if code in MEANT and code != EXIT_DONE]
     run = Run(composed, folder=folder, progress=progress)  # type: ignore[arg-type]
     for number, code in enumerate(codes):
-        if code < 0:
+        if code < 0 and code != ENDED_HERE and not signal_number:
             progress.say(f"\nProcess {number} was killed by signal {-code}{' (often: out of memory)' if code == -signal.SIGKILL else ''}.")
-        elif number and code != EXIT_DONE:
+        elif number and code > 0:
             progress.say(f"\nProcess {number}: {last_error(folder, number)}")
     if signal_number:
+        progress.say("\nInterrupted before there was anything to keep.")
         run.finish("interrupted", seconds=seconds)
         return 128 + signal_number
     run.finish("failed", seconds=seconds)
