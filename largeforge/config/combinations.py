@@ -142,8 +142,8 @@ def _sharded(view: _View) -> tuple[str, str, str] | None:
         return None
     if view["trainer.precision"] == "fp16":
         return "trainer.precision", "fp16's loss scale is not agreed on with fsdp; one of: auto, fp32, bf16", "trainer.precision=bf16"
-    if view["trainer.optimizer"] == "adamw_8bit":
-        return "trainer.optimizer", "8-bit moments are kept in blocks that fsdp would cut; one of: adamw, adafactor", "trainer.optimizer=adamw"
+    if view["trainer.optimizer"] != "adamw":
+        return "trainer.optimizer", "with fsdp adamw: 8-bit blocks and factored moments cannot be cut into shards", "trainer.optimizer=adamw"
     if not str(view["quant._target_"]).endswith(".Unquantized"):
         return "quant._target_", "quantized weights cannot be spread by fsdp; trainer.strategy=ddp takes them", "trainer.strategy=ddp"
     if not str(view["benchmark._target_"]).endswith(".Unmeasured"):
