@@ -23,9 +23,11 @@ IDLE = (
         "trainer.devices",
         "trainer.nodes",
         "trainer.strategy",
+        "trainer.strategy",
         "trainer.address",
         "trainer.max_restarts",
     ),
+    *("trainer.launcher", "trainer.address", "trainer.max_restarts"),
     *("data.num_workers", "data.path", "data.cache", "model.path", "model.revision", "ray"),
 )
 # what gives the state its shape: a checkpoint of another one cannot be put into the model
