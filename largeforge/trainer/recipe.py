@@ -16,18 +16,9 @@ from largeforge.errors import InputError
 IDLE = (
     *("name", "folder", "resume", "plan", "verify", "log_level", "log_format", "trust"),
     *("tracker", "storage", "engine", "benchmark", "executor", "lock", "task._target_"),
-    *(
-        "trainer.checkpoint",
-        "trainer.log_every_steps",
-        "trainer._target_",
-        "trainer.devices",
-        "trainer.nodes",
-        "trainer.strategy",
-        "trainer.strategy",
-        "trainer.address",
-        "trainer.max_restarts",
-    ),
-    *("trainer.launcher", "trainer.address", "trainer.max_restarts"),
+    *("trainer.checkpoint", "trainer.log_every_steps", "trainer._target_"),
+    # how many share the work is told apart; the state is whole, whoever wrote it
+    *("trainer.devices", "trainer.nodes", "trainer.strategy", "trainer.address", "trainer.max_restarts"),
     *("data.num_workers", "data.path", "data.cache", "model.path", "model.revision", "ray"),
 )
 # what gives the state its shape: a checkpoint of another one cannot be put into the model
