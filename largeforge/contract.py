@@ -261,8 +261,8 @@ class DataModule(Protocol):
         """What lock and plan record: rows_in, rows_kept, rows_bad, packing (the choice made), fill_packed, fill_sorted,
         cache_key, mean_tokens, supervised_tokens, num_validation_rows ..."""
 
-    def annotate(self, method: Method) -> None:
-        """Have the method compute what it wants to know about every row (`Method.annotations`), or find it in the cache."""
+    def annotate(self, method: Method, *, trainer: Trainer) -> None:
+        """Have the method compute what it wants to know about every row (`Method.annotations`), on the trainer's device; or find it in the cache."""
 
     def train_steps(self, window: StepWindow) -> Iterable[list[Any]]:
         """A DataLoader of whole optimizer steps, each the list of this rank's micro-batches; len() counts from start_step."""
@@ -362,6 +362,9 @@ class Trainer(Protocol):
 
     def leader_first(self) -> AbstractContextManager[None]:
         """Let the first process of each machine run the block before the others do: what it leaves in the cache, they find there."""
+
+    def computing(self, method: Method) -> AbstractContextManager[None]:
+        """Device and precision of training, for what a method computes before it."""
 
     def fit(self, method: Method, data: DataModule) -> dict[str, float]:
         """Train; return metrics (loss, tokens_per_s, train_seconds, peak_memory_bytes ...)."""

@@ -24,7 +24,8 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -42,7 +43,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from largeforge.chat import Example
-    from largeforge.contract import Method, Progress, Storage
+    from largeforge.contract import Method, Progress, Storage, Trainer
     from largeforge.data.config import TokensConfig
 
 ANNOTATED_AT_ONCE = 8  # rows of one forward pass that computes annotations
@@ -164,16 +165,17 @@ class RowsModule:
         self.prepare()
         return dict(self._facts)
 
-    def annotate(self, method: Method) -> None:
+    def annotate(self, method: Method, *, trainer: Trainer) -> None:
         """Have the method compute what it wants to know about every row, or find it in the cache; every batch carries it from now on."""
         method.bytes_per_token = float(self.facts.get("validation_bytes_per_token", 0.0))
         wanted = list(method.annotations())
         if self.config.curriculum == "loss":
             wanted.append(method.difficulty())
         for annotation in wanted:
-            key = cache_key({"tokens": self.facts["cache_key"], "annotation": annotation.name, "key": annotation.key, "columns": annotation.columns})
+            what = {"annotation": annotation.name, "key": annotation.key, "columns": annotation.columns, "precision": f"{trainer.device} {trainer.precision}"}
+            key = cache_key({"tokens": self.facts["cache_key"], **what})
             for split in ("train", "validation"):
-                self._annotate(annotation, key, split)
+                self._annotate(annotation, key, split, lambda: trainer.computing(method))
 
     def train_steps(self, window: StepWindow) -> Iterable[list[Any]]:
         """A DataLoader of whole optimizer steps, from `window.start_step` on."""
@@ -228,7 +230,7 @@ class RowsModule:
         chat = ChatTokenizer(tokenizer, self.template)
         return RowTokenizer(chat, token_facts(chat), train_on=self.train_on, max_length=self.config.max_length), chat.template
 
-    def _annotate(self, annotation: Annotation, key: str, split: str) -> None:
+    def _annotate(self, annotation: Annotation, key: str, split: str, computing: Callable[[], AbstractContextManager[None]]) -> None:
         assert self._entry is not None
         table = self._table(split)
         path = self._entry.folder / "annotations" / f"{key}.{split}.arrow"
@@ -236,15 +238,16 @@ class RowsModule:
             bar = self.progress.bar(annotation.name, total=len(table), unit="rows") if self.progress else SilentBar()
             learns, pad_id = self.learns, self._pad_id
             try:
-                annotate(
-                    path,
-                    annotation,
-                    table,
-                    batch_of=lambda rows: make_batch(table, [[row] for row in rows], pad_id=pad_id, learns=learns),
-                    rows_per_batch=ANNOTATED_AT_ONCE,
-                    per_row=self._per_row,
-                    bar=bar,
-                )
+                with computing():
+                    annotate(
+                        path,
+                        annotation,
+                        table,
+                        batch_of=lambda rows: make_batch(table, [[row] for row in rows], pad_id=pad_id, learns=learns),
+                        rows_per_batch=ANNOTATED_AT_ONCE,
+                        per_row=self._per_row,
+                        bar=bar,
+                    )
             finally:
                 bar.close()
         if len(table):

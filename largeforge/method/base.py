@@ -254,8 +254,16 @@ class Method(LightningModule):
             self._whole = whole_weights(self.network)
 
     def on_fit_start(self) -> None:
+        self._frozen_to(self.device)
+
+    def follow(self, device: torch.device) -> None:
+        """Move this module, and the networks that do not learn, to a device."""
+        self.to(device)
+        self._frozen_to(device)
+
+    def _frozen_to(self, device: torch.device) -> None:
         for network in self._frozen:
-            network.to(self.device)
+            network.to(device)
 
     def on_train_start(self) -> None:
         """Under autocast, spare LoRA layers a cast of their input to fp32 that autocast undoes: exact, and a tenth of a step on a CPU."""

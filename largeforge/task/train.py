@@ -54,7 +54,7 @@ class Train:
             others = self.second_models(model, adapter, second)
         method: Method = build(config.method, model=model, **others)
         with trainer.leader_first():
-            data.annotate(method)
+            data.annotate(method, trainer=trainer)
         engine: Engine = build(config.engine, model=model, progress=run.progress, device=trainer.device)
         benchmark: Benchmark = build(config.benchmark)
         data.shapes(trainer.window(data.num_rows, seed=config.seed))  # settles packing=auto, which the lock records

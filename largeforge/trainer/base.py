@@ -10,7 +10,8 @@ import math
 import os
 import time
 import warnings
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
@@ -120,6 +121,15 @@ class Trainer:
     def leader_first(self) -> AbstractContextManager[None]:
         """Let the first process of each machine run the block before the others do: what it leaves in the cache, they find there."""
         return first_before_others(self.group)
+
+    @contextmanager
+    def computing(self, method: Any) -> Iterator[None]:
+        """Let a method compute before training as it will while it trains: on the same device, in the same precision, without a gradient."""
+        device = torch.device(self.device, self.group.local) if self.device == "cuda" else torch.device(self.device)
+        method.follow(device)
+        dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.precision)
+        with torch.no_grad(), torch.autocast(self.device, dtype=dtype, enabled=dtype is not None):
+            yield
 
     def fit(self, method: Method, data: DataModule) -> dict[str, float]:
         """Train from the start, or from the newest sound checkpoint where the run resumes.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,15 @@ from largeforge.data.steps import step_rows
 from tests.data.tiny import exchange, make_config, make_tokenizer, write_jsonl
 
 NUM_ROWS = 40
+
+
+class AtOnce:
+    """A trainer that computes as things are."""
+
+    device, precision = "cpu", "fp32"
+
+    def computing(self, method: Any) -> Any:
+        return nullcontext()
 
 
 class Asked:
@@ -57,7 +67,7 @@ def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 def test_batches_carry_what_was_computed_in_their_own_order(make: Any, packing: bool, num_workers: int) -> None:
     data = make(packing=packing, validation=0.2, num_workers=num_workers)
     asked: Any = Asked()
-    data.annotate(asked)
+    data.annotate(asked, trainer=AtOnce())
     for step in [*data.train_steps(StepWindow(8, 3, 4)), *data.validation_batches(4)]:
         for batch in step:
             starts = (batch.position_ids_BT == 0).flatten().nonzero().flatten().tolist()
@@ -71,9 +81,9 @@ def test_batches_carry_what_was_computed_in_their_own_order(make: Any, packing: 
 
 def test_what_was_computed_once_is_found_again(make: Any) -> None:
     first, second, other = Asked(), Asked(), Asked()
-    make().annotate(first)
-    make().annotate(second)
-    make(max_length=128).annotate(other)  # other tokens, for all that is known
+    make().annotate(first, trainer=AtOnce())
+    make().annotate(second, trainer=AtOnce())
+    make(max_length=128).annotate(other, trainer=AtOnce())  # other tokens, for all that is known
     assert first.calls > 0 and second.calls == 0 and other.calls == first.calls
 
 
@@ -85,11 +95,11 @@ def test_a_computation_that_breaks_off_leaves_nothing(make: Any, tmp_path: Path)
             return super().compute(batch)
 
     with pytest.raises(KeyboardInterrupt):
-        make().annotate(Broken())
+        make().annotate(Broken(), trainer=AtOnce())
     assert not [
         path for path in (tmp_path / "cache").rglob("annotations/*") if path.suffix == ".arrow" or path.name.startswith(".") and "lock" not in path.name
     ]
-    make().annotate(Asked())
+    make().annotate(Asked(), trainer=AtOnce())
 
 
 # ---- curriculum ----
@@ -112,7 +122,7 @@ def test_easy_rows_come_early_and_every_row_once() -> None:
 def test_a_curriculum_orders_the_first_epoch(make: Any, curriculum: str, shorter_first: bool) -> None:
     """The stand-in's loss falls with length: by loss, long rows come first. Later epochs are drawn like any other."""
     data, plain = make(curriculum=curriculum, packing=False), make(packing=False)
-    data.annotate(Asked())
+    data.annotate(Asked(), trainer=AtOnce())
     window = StepWindow(8, 8, 10)
     lengths = [sum(batch.num_tokens for batch in step) for step in data.train_steps(window)]
     early, late = sum(lengths[:2]), sum(lengths[3:5])
