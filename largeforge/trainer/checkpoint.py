@@ -22,6 +22,7 @@ import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch import Trainer as Lightning
+from lightning.pytorch.strategies import ModelParallelStrategy
 
 from largeforge.artifact import write_artifact, write_atomically
 from largeforge.contract import Reference
@@ -87,6 +88,8 @@ class Checkpoints(Callback):
 
     def on_save_checkpoint(self, trainer: Lightning, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         checkpoint["random_states"] = of_all_ranks(self._before or random_state(), trainer.world_size)
+        if not isinstance(trainer.strategy, ModelParallelStrategy):
+            number_by_module(checkpoint, trainer.optimizers, pl_module)
         settle_loops(checkpoint, step=trainer.global_step, validation_due=self._validation_due)
 
     def on_load_checkpoint(self, trainer: Lightning, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
@@ -324,11 +327,24 @@ def settle_loops(checkpoint: dict[str, Any], *, step: int, validation_due: bool)
     """
     loop = checkpoint["loops"]["fit_loop"]
     done = dict.fromkeys(("ready", "started", "processed", "completed"), step)
-    loop["epoch_loop.batch_progress"] |= {"total": dict(done), "current": dict(done)}
+    loop["epoch_loop.batch_progress"] |= {"total": dict(done), "current": dict(done), "is_last_batch": False}
     # Lightning takes a validation batch that was started and not processed for a validation to be done again
     validation = loop["epoch_loop.val_loop.batch_progress"]
     half = {"ready": 1, "started": 1, "processed": 0, "completed": 0} if validation_due else dict.fromkeys(("ready", "started", "processed", "completed"), 0)
     validation |= {"total": dict(half), "current": dict.fromkeys(half, 0), "is_last_batch": False}
+
+
+def number_by_module(checkpoint: dict[str, Any], optimizers: Sequence[torch.optim.Optimizer], module: torch.nn.Module) -> None:
+    """Number the parameters in an optimizer's state by their place in the module, as FSDP2 does: then either can load what the other wrote.
+
+    A plain optimizer numbers those that it was given; when it loads it looks at their order alone.
+    """
+    place = {id(parameter): number for number, parameter in enumerate(module.parameters())}
+    for state, optimizer in zip(checkpoint["optimizer_states"], optimizers, strict=True):
+        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        number = {old: place[id(parameter)] for old, parameter in enumerate(parameters)}
+        state["state"] = {number[old]: values for old, values in state["state"].items()}
+        state["param_groups"] = [{**group, "params": [number[old] for old in group["params"]]} for group in state["param_groups"]]
 
 
 def follow_config(trainer: Lightning, pl_module: LightningModule) -> None:

@@ -162,9 +162,10 @@ def test_into_a_changed_recipe(train: Runner, tmp_path: Path, monkeypatch: pytes
     assert train("run", *words, "resume=auto")[0] == 2 and "is finished" in capsys.readouterr().err
 
 
-def test_a_finished_run_is_trained_further_elsewhere(train: Runner, tmp_path: Path) -> None:
-    """With regular checkpoints the last step leaves one: 3 steps and 3 more under a constant rate are 6 at once."""
-    words = ["trainer.schedule=constant", "trainer.warmup_ratio=0", "trainer.checkpoint.every_steps=2", "adapter.dropout=0.1"]
+@pytest.mark.parametrize("validation", [(), ("data.validation=0.2", "trainer.validate_every_steps=3")])
+def test_a_finished_run_is_trained_further_elsewhere(train: Runner, tmp_path: Path, validation: tuple[str, ...]) -> None:
+    """With regular checkpoints the last step leaves one: 3 steps and 3 more under a constant rate are 6 at once; so with validations."""
+    words = ["trainer.schedule=constant", "trainer.warmup_ratio=0", "trainer.checkpoint.every_steps=2", "adapter.dropout=0.1", *validation]
     assert train("six", *words, "trainer.max_steps=6")[0] == 0
     assert train("three", *words, "trainer.max_steps=3")[0] == 0
     code, _ = train("more", *words, "trainer.max_steps=6", f"resume={tmp_path / 'three'}")
