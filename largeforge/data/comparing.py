@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +14,8 @@ from largeforge.data.step.exact_duplicates import prompt_of
 
 if TYPE_CHECKING:
     import numpy as np
+
+SHOWN = 160
 
 
 class Comparison:
@@ -25,6 +28,10 @@ class Comparison:
         a: folder of the artifact before.
         b: of the one after.
     """
+
+    columns = ("id", "origin", "row")
+    names = ("came", "went", "changed", "moved")
+    same = "No row differs."
 
     def __init__(self, a: Path, b: Path) -> None:
         self.a, self.b = open_data(a), open_data(b)
@@ -58,6 +65,18 @@ class Comparison:
                 before = ids_a.split_of(row.id)
                 if before is not None and before != split:
                     yield {**_line("moved", row), "from": before, "to": split}
+
+    @staticmethod
+    def metric(name: str) -> str:
+        """What result.json calls a count."""
+        return f"rows_{name}"
+
+    @staticmethod
+    def cells(line: dict[str, Any]) -> tuple[str, str, str]:
+        """A row of the table."""
+        after = _short(json.dumps(line["row"], ensure_ascii=False))
+        said = f"{_short(json.dumps(line['before']['row'], ensure_ascii=False))}\n-> {after}" if "before" in line else after
+        return (line["id"][:12], line["origin"], said)
 
     @staticmethod
     def _only(data: DataFolder, others: _Ids) -> Iterator[Row]:
@@ -120,3 +139,7 @@ def _mark(row: Row, name: str) -> int:
 
 def _line(what: str, row: Row) -> dict[str, Any]:
     return {"what": what, "id": row.id, "split": row.split, "origin": row.origin, "row": row.content}
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= SHOWN else text[: SHOWN - 1] + "…"

@@ -78,6 +78,13 @@ class Source:
             network.train(False)
         return LoadedModel(network, tokenizer, str(tokenizer.chat_template), place.source, notes)
 
+    def identity_of_files(self) -> tuple[Reference, PreTrainedTokenizerBase, str]:
+        """Source, tokenizer and template as `load` would give them, to see whether they changed; no weights are read into a network. Raises ModelError."""
+        place = self.place()
+        tokenizer = self.tokenizer(place.folder)
+        settle_template(tokenizer, self.config.chat_template, name=place.name)
+        return place.source, tokenizer, str(tokenizer.chat_template)
+
     def outline(self, *, trainable: bool, precision: str | None = None, quant: Quant | None = None, adapter: Adapter | None = None) -> LoadedModel:
         """Build the same network on the meta device: no weights are read, nothing is fetched."""
         from transformers import AutoModelForCausalLM

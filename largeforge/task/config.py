@@ -108,6 +108,16 @@ class ChatConfig(RootConfig):
     system: str | None = Field(description="System message; null is what the template says.")
 
 
+class ReproduceConfig(RootConfig):
+    """Run a run again from its lock, or say what drifted."""
+
+    lock: str = Field(description="A recipe.lock.yaml, or the folder of the run that left it.")
+    allow: list[Literal["all", "package", "python", "largeforge", "machine", "device", "precision", "model", "template", "data"]] = Field(
+        description="What may have drifted all the same."
+    )
+    run: Bool = Field(description="Whether it is run again; false only checks.")
+
+
 OF_DATA = ("PrepareConfig", "GenerateConfig", "InspectConfig", "DiffConfig", "PushConfig")
 
 

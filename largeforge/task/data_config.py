@@ -58,10 +58,10 @@ class InspectConfig(RootConfig):
 
 
 class DiffConfig(RootConfig):
-    """Compare two artifacts: which rows came, went and changed."""
+    """Compare two artifacts or runs: which rows came, went and changed; what explains another result."""
 
-    a: str = Field(description="The artifact before.")
-    b: str = Field(description="The artifact after.")
+    a: str = Field(description="The artifact or run before.")
+    b: str = Field(description="The artifact or run after.")
     storage: StorageConfig = Field(description="How s3://, gs:// and az:// paths are reached.")
     show: NonNegativeInt = Field(description="Rows of each kind to show; all are written to diff.jsonl.")
 

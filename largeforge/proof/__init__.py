@@ -1,0 +1,1 @@
+"""What shows that it is right: one file per kind of artifact or check."""
