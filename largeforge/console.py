@@ -5,7 +5,7 @@ rich is imported when something is shown, not before. Knows nothing about what t
 
 from __future__ import annotations
 
-import os
+import io
 import sys
 import time
 from collections.abc import Iterable, Sequence
@@ -33,7 +33,7 @@ class Console:
     @classmethod
     def silent(cls) -> Console:
         """One that shows nothing: what the other processes of a group have, while the first one speaks for all."""
-        return cls(stream=open(os.devnull, "w", encoding="utf-8"), live=False)
+        return cls(stream=Nowhere(), live=False)
 
     def say(self, text: str) -> None:
         """Write a line, above any live bar."""
@@ -77,6 +77,13 @@ class Console:
         if self._num_open == 0 and self._display is not None:
             self._display.stop()
             self._display = None
+
+
+class Nowhere(io.StringIO):
+    """A stream that keeps nothing."""
+
+    def write(self, text: str) -> int:
+        return len(text)
 
 
 class LiveBar:

@@ -49,4 +49,6 @@ def whole_weights(network: Any) -> dict[str, Tensor]:
 
     options = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=hasattr(network, "peft_config"))
     state: dict[str, Any] = get_model_state_dict(network, options=options)
-    return state
+    # tied weights come under both of their names, and a file should hold them once
+    once = {name for name, _ in network.named_parameters()} | {name for name, _ in network.named_buffers()}
+    return {name: tensor for name, tensor in state.items() if name in once}
