@@ -12,12 +12,15 @@ from typing import Any
 from largeforge.artifact import write_atomically
 
 CURVES = {
-    "loss": "Loss (mean over supervised tokens)",
-    "validation_loss": "Validation loss",
-    "learning_rate": "Learning rate",
+    "loss": "Loss",
     "gradient_norm": "Gradient norm before clipping",
     "tokens_per_s": "Supervised tokens per second",
 }
+"""What is drawn first, with the words at its axis; every other measure of metrics.jsonl follows under its own name."""
+BESIDE = {"loss": "learning_rate"}
+"""What is drawn in a strip below a curve, over the same steps."""
+NO_CURVES = ("step", "learning_rate", "memory_bytes", "supervised_tokens")
+VALIDATION = "validation_"
 COLOURS = ("#4c72b0", "#dd8452", "#55a868", "#8172b3", "#937860")
 
 
@@ -63,16 +66,22 @@ def write_report(folder: Path, *, title: str, sections: Sequence[Section]) -> No
 
 
 def draw_curves(folder: Path) -> dict[str, Path]:
-    """Draw each curve of metrics.jsonl that has two points or more; return name -> picture."""
+    """Draw each measure of metrics.jsonl that has two points or more, with its validation in the same picture; return name -> picture."""
     path = folder / "metrics.jsonl"
     if not path.is_file():
         return {}
-    records = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    found: dict[str, list[tuple[int, float]]] = {}
+    for line in path.read_text(encoding="utf-8").splitlines():
+        record = json.loads(line)
+        for name, value in record.items():
+            found.setdefault(name, []).append((record["step"], value))
+    names = dict.fromkeys([*CURVES, *sorted(name.removeprefix(VALIDATION) for name in found)])
     pictures: dict[str, Path] = {}
-    for name, label in CURVES.items():
-        points = [(record["step"], record[name]) for record in records if name in record]
-        if len(points) >= 2:
-            pictures[name] = _draw(folder / f"curve_{name}.png", points, label)
+    for name in names:
+        lines = {title: points for title, points in (("training", found.get(name, [])), ("validation", found.get(VALIDATION + name, []))) if points}
+        if name not in NO_CURVES and any(len(points) >= 2 for points in lines.values()):
+            below = found.get(BESIDE.get(name, ""), [])
+            pictures[name] = _draw(folder / f"curve_{name}.png", lines, CURVES.get(name, _said(name)), below=(_said(BESIDE.get(name, "")), below))
     return pictures
 
 
@@ -161,13 +170,37 @@ def _blank(height: float) -> tuple[Any, Any]:
     return figure, figure.add_subplot()
 
 
-def _draw(path: Path, points: Sequence[tuple[int, float]], label: str) -> Path:
-    figure, axes = _blank(3.2)
-    axes.plot([step for step, _ in points], [value for _, value in points], linewidth=1.2, marker="." if len(points) < 40 else "")
-    axes.set_xlabel("optimizer step")
+def _draw(path: Path, lines: Mapping[str, Sequence[tuple[int, float]]], label: str, *, below: tuple[str, Sequence[tuple[int, float]]] = ("", ())) -> Path:
+    """Draw lines over optimizer steps, and in a strip below them a further one."""
+    name, strip = below
+    figure, axes = _blank(4.2 if strip else 3.2)
+    lowest = axes
+    if strip:
+        # the strip takes a quarter; both share their steps
+        figure.clear()
+        axes, lowest = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
+        _line(lowest, strip, colour=COLOURS[2])
+        lowest.set_ylabel(name)
+        lowest.set_ylim(bottom=0)
+    for (title, points), colour in zip(lines.items(), COLOURS, strict=False):
+        _line(axes, points, colour=colour, label=title, marked=title == "validation" or len(points) < 40)
     axes.set_ylabel(label)
-    axes.grid(alpha=0.3)
+    if len(lines) > 1:
+        axes.legend(frameon=False)
+    lowest.set_xlabel("optimizer step")
+    lowest.xaxis.set_major_locator(_whole())
     return _save(figure, path)
+
+
+def _line(axes: Any, points: Sequence[tuple[int, float]], *, colour: str, label: str = "", marked: bool = False) -> None:
+    steps, values = [step for step, _ in points], [value for _, value in points]
+    axes.plot(steps, values, linewidth=1.2, color=colour, label=label, marker="o" if marked else "", markersize=3)
+    axes.grid(alpha=0.3)
+    axes.set_axisbelow(True)
+
+
+def _said(name: str) -> str:
+    return name.replace("_", " ").capitalize()
 
 
 def _cell(value: Any) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from largeforge.report import Section, draw_bars, draw_histogram, write_report
+from largeforge.report import Section, draw_bars, draw_curves, draw_histogram, write_report
 
 
 def test_report_holds_tables_and_curves(tmp_path: Path) -> None:
@@ -17,8 +17,25 @@ def test_report_holds_tables_and_curves(tmp_path: Path) -> None:
     text = (tmp_path / "report.md").read_text()
     assert "| a\\|b | 0.1235 |" in text and "Told." in text and "![loss](curve_loss.png)" in text
     assert (tmp_path / "curve_loss.png").read_bytes().startswith(b"\x89PNG")
-    # one point is no curve
-    assert "validation_loss" not in text
+    # one point is no curve of its own; it stands in the picture of the loss
+    assert "curve_validation" not in text
+
+
+def test_curves_show_training_and_validation_together(tmp_path: Path) -> None:
+    """Every measure has a picture, whatever the method calls it; what is no curve (memory, the step) has none."""
+    with (tmp_path / "metrics.jsonl").open("w") as stream:
+        for step in range(1, 41):
+            measures = {
+                "loss": 2 / step + 0.2 * (step % 3),
+                "learning_rate": 1e-3 * (1 - step / 40),
+                "preference_accuracy": 1 - 1 / (step + 1),
+                "memory_bytes": 1e9,
+            }
+            stream.write(json.dumps({"step": step, **measures}) + "\n")
+            if step % 10 == 0:
+                stream.write(json.dumps({"step": step, "validation_loss": 2 / step + 0.3, "validation_preference_accuracy": 0.5}) + "\n")
+    assert list(draw_curves(tmp_path)) == ["loss", "preference_accuracy"]
+    assert draw_curves(tmp_path / "nowhere") == {}
 
 
 def test_sections_hold_pictures(tmp_path: Path) -> None:
