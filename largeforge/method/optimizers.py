@@ -32,7 +32,12 @@ def make_optimizer(name: str, groups: list[dict[str, Any]], *, learning_rate: fl
         eight_bit: torch.optim.Optimizer = AdamW8bit(groups, lr=learning_rate)
         return eight_bit
     if name == "adafactor":
-        return torch.optim.Adafactor(groups, lr=learning_rate)
+        # torch's own scales the rate by the size of each tensor, which is nothing for fresh LoRA weights; here the rate is what the user set
+        from transformers.optimization import Adafactor
+
+        options: dict[str, Any] = {"scale_parameter": False, "relative_step": False, "warmup_init": False}
+        factored: torch.optim.Optimizer = Adafactor(groups, lr=learning_rate, **options)  # type: ignore[no-untyped-call]
+        return factored
     return torch.optim.AdamW(groups, lr=learning_rate, fused=fused)
 
 

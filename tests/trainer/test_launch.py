@@ -201,7 +201,7 @@ def test_torchrun_decides_ranks_and_the_first_one_the_folder(place: Path) -> Non
 
 @pytest.mark.slow
 def test_a_worker_of_ray_that_dies_is_replaced(place: Path) -> None:
-    """Proves SYS-F-016, SYS-R-006 in part, on a real Ray cluster: a worker killed with -9 in mid-run; the run ends with the weights of one that nobody killed."""
+    """Proves SYS-F-016, SYS-R-006 in part, on a real Ray cluster: a worker killed with -9 in mid-run; the run ends with equal weights all the same."""
     pytest.importorskip("ray")
     assert go(*LONG, "folder=whole") == 0
     run = start(*(word for word in LONG if word != "trainer=cpu"), "trainer=ray", "folder=ray", CUDA_VISIBLE_DEVICES="")
