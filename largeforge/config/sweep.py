@@ -31,7 +31,7 @@ from largeforge.errors import EXIT_DONE, EXIT_FAULT, InputError, LargeForgeError
 
 POINT = "point.json"
 TABLE = "sweep.csv"
-_EXTRAS = {"joblib": "sweep", "optuna": "optuna"}
+_EXTRAS = {"joblib": "sweep", "optuna": "optuna", "submitit_local": "slurm", "submitit_slurm": "slurm"}
 
 
 def sweep(argv: Sequence[str]) -> int:

@@ -200,6 +200,18 @@ def test_torchrun_decides_ranks_and_the_first_one_the_folder(place: Path) -> Non
 
 
 @pytest.mark.slow
+def test_tasks_of_srun_find_one_another(place: Path) -> None:
+    """What srun would start: two tasks with SLURM's variables alone. A cluster itself is not here."""
+    words = ("trainer=cpu", "trainer.max_steps=3", "trainer.devices=2", "folder=slurm")
+    step = {"SLURM_JOB_ID": "77", "SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "2", "SLURM_STEP_NUM_NODES": "1", "SLURM_STEP_NODELIST": "localhost"}
+    step |= {"SLURM_NTASKS": "2", "SLURM_JOB_NAME": "train", "SLURM_NODEID": "0"}
+    tasks = [start(*words, **step, SLURM_PROCID=number, SLURM_LOCALID=number) for number in "01"]
+    said = [task.communicate(timeout=120)[0] for task in tasks]
+    assert [task.returncode for task in tasks] == [0, 0], said
+    assert "artifact:" in said[0] and said[1] == "" and len(losses(place / "slurm")) == 3
+
+
+@pytest.mark.slow
 def test_a_worker_of_ray_that_dies_is_replaced(place: Path) -> None:
     """Proves SYS-F-016, SYS-R-006 in part, on a real Ray cluster: a worker killed with -9 in mid-run; the run ends with equal weights all the same."""
     pytest.importorskip("ray")
