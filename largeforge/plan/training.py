@@ -96,12 +96,15 @@ class TrainingPlan:
         load = self._load_of(data, trainer, config) if data is not None else self._assumed(config)
         footprint = self._memory(method, weights, load, device=device, precision=precision)
         learning, kept = sum(weights.learning), config.trainer.checkpoint
+        on_disk = (
+            f"{size(3 * learning)} (weights that learn, optimizer state)" if kept.content == "full" else size(learning if weights.frozen else weights.total)
+        )
         facts = {
             **load.facts,
             "worst micro-batch": told(load.worst),
             "precision": precision,
-            "artifact on disk": size(learning if weights.frozen else weights.total),
-            "checkpoint on disk": f"{size(3 * learning)} (weights that learn, optimizer state), {kept.keep_last + kept.keep_best} kept",
+            "artifact on disk": exported,
+            "checkpoint on disk": f"{on_disk}, {kept.keep_last + kept.keep_best} kept",
         }
         notes = list(model.notes)
         if data is None:

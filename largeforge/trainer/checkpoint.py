@@ -119,6 +119,8 @@ class Checkpoints(Callback):
         self._before = random_state()
 
     def on_validation_start(self, trainer: Lightning, pl_module: LightningModule) -> None:
+        if trainer.sanity_checking:  # before the first step: nothing to keep, nothing to put back
+            return
         self._restore(trainer)
         self._before = random_state()
 
@@ -136,11 +138,15 @@ class Checkpoints(Callback):
 
     def on_validation_batch_end(self, trainer: Lightning, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int, *_: Any) -> None:
         # a validation may take long, and a stop must not wait for it; several ranks could not agree here
-        if self.run.stop_asked and trainer.world_size == 1 and trainer.global_step < trainer.max_steps:
+        if self.run.stop_asked and not trainer.sanity_checking and trainer.world_size == 1 and trainer.global_step < trainer.max_steps:
             self._interrupt(trainer, self.run.signal_number, validation_due=True)
 
     def on_validation_end(self, trainer: Lightning, pl_module: LightningModule) -> None:
         """Save where a checkpoint is due, and rank on the validation of this very step."""
+        if trainer.sanity_checking:
+            return
+        if trainer.sanity_checking:  # nothing has been learnt that could be kept
+            return
         self._before = None
         step = trainer.global_step
         wish = self._agreed(trainer, self._wish(step, last=bool(trainer.should_stop)))
