@@ -96,9 +96,8 @@ class TrainingPlan:
         load = self._load_of(data, trainer, config) if data is not None else self._assumed(config)
         footprint = self._memory(method, weights, load, device=device, precision=precision)
         learning, kept = sum(weights.learning), config.trainer.checkpoint
-        on_disk = (
-            f"{size(3 * learning)} (weights that learn, optimizer state)" if kept.content == "full" else size(learning if weights.frozen else weights.total)
-        )
+        exported = size(learning if weights.frozen else weights.total)
+        on_disk = f"{size(3 * learning)} (weights that learn, optimizer state)" if kept.content == "full" else exported
         facts = {
             **load.facts,
             "worst micro-batch": told(load.worst),
