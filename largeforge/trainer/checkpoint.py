@@ -143,8 +143,6 @@ class Checkpoints(Callback):
 
     def on_validation_end(self, trainer: Lightning, pl_module: LightningModule) -> None:
         """Save where a checkpoint is due, and rank on the validation of this very step."""
-        if trainer.sanity_checking:
-            return
         if trainer.sanity_checking:  # nothing has been learnt that could be kept
             return
         self._before = None
