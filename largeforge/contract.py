@@ -327,6 +327,9 @@ class Optimization:
 class Method(Protocol):
     """A LightningModule whose training_step is one optimizer step (largeforge/method/base.py)."""
 
+    skips_parameters: bool
+    """Whether a step may leave parameters that learn without a gradient: layers that do not learn yet."""
+
     model: LoadedModel
     network: Any
     optimization: Optimization

@@ -34,6 +34,8 @@ class Method(LightningModule):
         model: network and tokenizer; the network's trainable parameters are those with `requires_grad`.
     """
 
+    skips_parameters: bool = False
+
     def __init__(self, config: MethodConfig, *, model: LoadedModel) -> None:
         super().__init__()
         # the loop calls training_step once per optimizer step; what happens inside is ours
@@ -288,6 +290,9 @@ class Method(LightningModule):
         """Write network and tokenizer as Hugging Face files, template included; return the artifact's kind."""
         tokenizer = self.model.tokenizer
         assert tokenizer is not None
+        for adapter in getattr(self.network, "peft_config", {}).values():
+            if isinstance(adapter.target_modules, set):  # whose order is another one in every process, and the file's bytes with it
+                adapter.target_modules = sorted(adapter.target_modules)
         self.network.save_pretrained(folder, **({} if self._whole is None else {"state_dict": self._whole}))
         tokenizer.save_pretrained(folder)
         config = folder / "adapter_config.json"

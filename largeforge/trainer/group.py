@@ -92,12 +92,18 @@ def first_before_others(rank: Rank) -> Iterator[None]:
         distributed.barrier()
 
 
-def strategy(name: str, rank: Rank) -> Strategy:
-    """How processes share the work: "ddp" (Li et al. 2020, arXiv:2006.15704) or "fsdp" (Zhao et al. 2023, arXiv:2304.11277)."""
+def strategy(name: str, rank: Rank, *, skips: bool = False) -> Strategy:
+    """How processes share the work: "ddp" (Li et al. 2020, arXiv:2006.15704) or "fsdp" (Zhao et al. 2023, arXiv:2304.11277).
+
+    Args:
+        name: "auto" is ddp.
+        rank: of this process.
+        skips: whether a step may leave parameters that learn without a gradient: DDP then looks for them in every step.
+    """
     if name == "fsdp":
         return Sharded(rank.world_size)
     # buffers are functions of the config, equal everywhere; gradients lie in the buckets that are sent, not beside them
-    return DDPStrategy(timeout=PATIENCE, forward_sync_buffers=False, gradient_as_bucket_view=True)
+    return DDPStrategy(timeout=PATIENCE, forward_sync_buffers=False, gradient_as_bucket_view=True, find_unused_parameters=skips)
 
 
 def environment() -> TorchElasticEnvironment:

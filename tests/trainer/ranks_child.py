@@ -13,7 +13,6 @@ from lightning.fabric.plugins.environments import TorchElasticEnvironment
 from lightning.fabric.utilities.warnings import PossibleUserWarning
 from lightning.pytorch import Callback
 from lightning.pytorch import Trainer as Lightning
-from lightning.pytorch.strategies import DDPStrategy
 from torch.utils.data import DataLoader
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -21,7 +20,8 @@ from largeforge.contract import LoadedModel, Optimization, Reference, TokenBatch
 from largeforge.data.batches import empty
 from largeforge.method.config import SFTConfig
 from largeforge.method.sft import SFT
-from largeforge.trainer.group import Sharded
+from largeforge.rank import rank_of
+from largeforge.trainer.group import strategy
 
 NUM_ROWS = 32
 NUM_STEPS = 3
@@ -58,6 +58,8 @@ def method(case: dict[str, Any]) -> SFT:
         network.enable_input_require_grads()
     model = LoadedModel(network=network, tokenizer=None, template="", source=Reference("model", "tiny"))
     made = SFT(SFTConfig(target="largeforge.method.sft.SFT", learning_rate=1e-3, train_on="answer"), model=model)
+    if case.get("unused"):
+        made.unused = torch.nn.Linear(2, 2)  # learns, and no loss asks it
     made.optimization = Optimization(
         num_steps=NUM_STEPS, schedule="constant", warmup_steps=0, weight_decay=0.1, clip_norm=1.0, optimizer=case.get("optimizer", "adamw")
     )
@@ -83,12 +85,12 @@ class Seen(Callback):
         self.told.append({name: float(value) for name, value in outputs.items()})
 
 
-def take(case: dict[str, Any], batches: list[TokenBatch], strategy: Any, *, world_size: int = 1) -> Seen:
+def take(case: dict[str, Any], batches: list[TokenBatch], shared: Any, *, world_size: int = 1) -> Seen:
     """Take the steps of one case."""
     seen, made = Seen(), method(case)
     group: dict[str, Any] = {} if world_size == 1 else {"plugins": [TorchElasticEnvironment()]}
     trainer = Lightning(
-        **{"accelerator": "cpu", "devices": world_size, "strategy": strategy, "max_steps": NUM_STEPS, "max_epochs": 1, "logger": False},
+        **{"accelerator": "cpu", "devices": world_size, "strategy": shared, "max_steps": NUM_STEPS, "max_epochs": 1, "logger": False},
         **{"enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False, "use_distributed_sampler": False},
         callbacks=[seen],
         **group,
@@ -108,6 +110,7 @@ CASES: dict[str, dict[str, Any]] = {
     "ddp_one_row": {"num_rows": 1},
     "ddp_lora": {"lora": True},
     "ddp_checkpointing": {"checkpointing": True, "lora": True},
+    "ddp_unused": {"unused": True},
     "ddp_adafactor": {"optimizer": "adafactor"},
     "fsdp": {},
     "fsdp_odd": {"num_rows": 31},
@@ -121,8 +124,8 @@ def main(out: Path) -> None:
     rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     found = {}
     for name, case in CASES.items():
-        strategy = DDPStrategy(process_group_backend="gloo") if name.startswith("ddp") else Sharded(world_size)
-        seen = take(case, share(case.get("num_rows", NUM_ROWS), rank, world_size), strategy, world_size=world_size)
+        shared = strategy(name.partition("_")[0], rank_of(os.environ), skips=bool(case.get("unused")))
+        seen = take(case, share(case.get("num_rows", NUM_ROWS), rank, world_size), shared, world_size=world_size)
         found[name] = {"gradients": seen.gradients, "told": seen.told, "sharded": seen.sharded, "weights": seen.weights}
     if rank == 0:
         torch.save(found, out)

@@ -46,7 +46,7 @@ def difference(left: dict[str, Tensor], right: dict[str, Tensor]) -> float:
 
 @pytest.mark.parametrize("name", CASES)
 def test_two_processes_step_as_one(two: dict[str, Any], name: str) -> None:
-    """Proves SYS-F-016, SYS-F-020, SYS-F-021, SYS-S-005 in part: 2 ranks x 16 rows are 1 x 32, an odd row and a rank with none included.
+    """Proves SYS-F-016, SYS-F-020, SYS-F-021: 2 ranks x 16 rows are 1 x 32, an odd row and a rank with none included.
 
     Gradients to 1e-6 at the first step and 1e-5 after steps of AdamW; losses and norms alike; and what is exported are the same weights.
     """
