@@ -163,7 +163,7 @@ class Trainer:
         if checkpoint and window.rank == 0:
             run.rewind(start_step)
         # in this order: a step is shown, then judged, then kept
-        lightning = self._lightning(window, callbacks=[watch, stopping, checkpoints])
+        lightning = self._lightning(method, window, callbacks=[watch, stopping, checkpoints])
         reset_peak(self.device)
         begin = time.monotonic()
         try:
@@ -193,7 +193,7 @@ class Trainer:
             sources={"model": method.model.source.sha256, "data": data.source.sha256},
         )
 
-    def _lightning(self, window: StepWindow, *, callbacks: list[Any]) -> Lightning:
+    def _lightning(self, method: Method, window: StepWindow, *, callbacks: list[Any]) -> Lightning:
         assert self.run is not None and self.tracker is not None
         every = self.config.validate_every_steps or window.num_steps
         quiet("lightning.pytorch", "lightning.fabric")
@@ -201,7 +201,7 @@ class Trainer:
             accelerator=self.device,
             devices=self.config.devices,
             num_nodes=self.config.nodes,
-            **self._sharing(),
+            **self._sharing(method),
             precision=LIGHTNING_PRECISION[self.precision],
             # one Lightning epoch holds all steps: epochs are ours, a function of (seed, epoch), so that resume is exact
             max_steps=window.num_steps,
@@ -209,7 +209,8 @@ class Trainer:
             min_epochs=0,
             val_check_interval=every,
             check_val_every_n_epoch=None,
-            num_sanity_val_steps=0,
+            # what Lightning calls a sanity check is the validation before the first step, of all rows
+            num_sanity_val_steps=-1 if self.config.validate_first and window.start_step == 0 else 0,
             logger=(self.run.leads and self.tracker.logger()) or False,
             callbacks=callbacks,
             enable_checkpointing=False,
@@ -219,11 +220,11 @@ class Trainer:
             default_root_dir=os.fspath(self.run.folder),
         )
 
-    def _sharing(self) -> dict[str, Any]:
+    def _sharing(self, method: Method) -> dict[str, Any]:
         """How Lightning brings processes together; a process that is alone needs nothing."""
         if self.world_size == 1:
             return {}
-        return {"strategy": strategy(self.config.strategy, self.group), "plugins": [environment()]}
+        return {"strategy": strategy(self.config.strategy, self.group, skips=method.skips_parameters), "plugins": [environment()]}
 
 
 class StepLoader:

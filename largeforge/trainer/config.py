@@ -55,6 +55,7 @@ class TrainerConfig(PartConfig):
     clip_norm: NonNegativeFloat = Field(description="Largest global gradient norm; 0 does not clip.")
     spike_factor: NonNegativeFloat = Field(description="Stop before a step whose loss is so many times the median of the last 32; 0 never does.")
     log_every_steps: PositiveInt = Field(description="Steps between two points of a curve.")
+    validate_first: Bool = Field(description="Validate before the first step too: result.json tells before and after.")
     validate_every_steps: NonNegativeInt = Field(description="Steps between two validations; 0 only at the end.")
     early_stopping: EarlyStoppingConfig = Field(description="When to stop before the last step.")
     checkpoint: CheckpointConfig = Field(description="When a run can be taken up again.")

@@ -12,6 +12,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch import Trainer as Lightning
 
+from largeforge.config.nearest import nearest
 from largeforge.errors import InputError
 from largeforge.run import Run
 from largeforge.trainer.checkpoint import Checkpoints
@@ -122,6 +123,8 @@ class Stopping(Callback):
         if not self._uses_metric(trainer):
             return
         self._check_metric(list(metrics))
+        if trainer.sanity_checking:  # before the first step nothing is better or worse yet
+            return
         value = metrics[stopping.metric]
         gain = self.best - value if stopping.mode == "min" else value - self.best
         if gain > stopping.min_delta:
@@ -143,7 +146,7 @@ class Stopping(Callback):
         if metric not in known:
             raise InputError(
                 f"trainer.early_stopping.metric={metric} is measured by no validation of this method; there are: {', '.join(sorted(known))}.",
-                next_step=f"trainer.early_stopping.metric={sorted(known)[0]}",
+                next_step=f"trainer.early_stopping.metric={nearest(metric, known) or 'validation_loss'}",
             )
 
 

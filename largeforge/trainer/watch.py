@@ -32,16 +32,19 @@ class Watch(Callback):
         self.num_supervised = 0
         self.seconds = 0.0
         self.validated: dict[str, float] = {}
+        self.before: dict[str, float] = {}
         self._begin = 0.0
         self._device = "cpu"
 
     def state_dict(self) -> dict[str, Any]:
         losses = torch.tensor(self.losses, dtype=torch.float64)
-        return {"losses": losses, "num_supervised": self.num_supervised, "seconds": self.seconds, "validated": dict(self.validated)}
+        validated = {"validated": dict(self.validated), "before": dict(self.before)}
+        return {"losses": losses, "num_supervised": self.num_supervised, "seconds": self.seconds, **validated}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.losses = state_dict["losses"].tolist()
-        self.num_supervised, self.seconds, self.validated = state_dict["num_supervised"], state_dict["seconds"], dict(state_dict["validated"])
+        self.num_supervised, self.seconds = state_dict["num_supervised"], state_dict["seconds"]
+        self.validated, self.before = dict(state_dict["validated"]), dict(state_dict["before"])
 
     def on_train_start(self, trainer: Lightning, pl_module: LightningModule) -> None:
         self._device = trainer.strategy.root_device.type
@@ -72,6 +75,8 @@ class Watch(Callback):
     def on_validation_end(self, trainer: Lightning, pl_module: LightningModule) -> None:
         module: Any = pl_module
         self.validated = dict(module.validation_metrics)
+        if trainer.sanity_checking:
+            self.before = {f"{name}_before": value for name, value in self.validated.items()}
         self._log(trainer, trainer.global_step, self.validated)
 
     def summary(self) -> dict[str, float]:
@@ -86,7 +91,7 @@ class Watch(Callback):
             "supervised_tokens": float(self.num_supervised),
             "tokens_per_s": self.num_supervised / self.seconds,
         }
-        return metrics | self.validated
+        return metrics | self.before | self.validated
 
     def close(self) -> None:
         """Put the bar away, also when training failed."""
