@@ -17,6 +17,7 @@ import pytest
 
 from largeforge.config.compose import compose
 from largeforge.console import Console
+from largeforge.errors import ConfigError
 from largeforge.rank import STARTED_HERE
 from largeforge.run import execute
 from largeforge.trainer.launch import ENDED_HERE, Signals, command, environment_of, free_port, settle, start_child, wait_for_all
@@ -236,6 +237,28 @@ def test_a_group_of_another_size_than_was_asked_for(place: Path, monkeypatch: py
     assert os.environ["TORCHELASTIC_RUN_ID"] == STARTED_HERE
     assert go("trainer=cpu", "folder=two") == 2
     assert "2 processes were started on each of 1 machines, but trainer.devices=1" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "key", "mend"),
+    [
+        ("trainer.strategy=fsdp", "trainer.strategy", "trainer.devices=2"),
+        ("trainer.devices=2 trainer.strategy=fsdp trainer.precision=fp16", "trainer.precision", "trainer.precision=bf16"),
+        ("trainer.devices=2 trainer.strategy=fsdp trainer.optimizer=adafactor", "trainer.optimizer", "trainer.optimizer=adamw"),
+        ("trainer.devices=2 trainer.strategy=fsdp benchmark=exact_match", "benchmark", "benchmark=none"),
+        ("trainer.devices=2 trainer.strategy=fsdp trainer.checkpoint.content=weights", "trainer.checkpoint.content", "trainer.checkpoint.content=full"),
+        ("trainer.devices=4 trainer.nodes=4 trainer.batch_size=8", "trainer.batch_size", "trainer.batch_size=16"),
+        ("trainer.decay_ratio=0.2", "trainer.decay_ratio", "trainer.schedule=wsd"),
+        ("trainer.schedule=wsd trainer.warmup_ratio=0.5 trainer.decay_ratio=0.6", "trainer.decay_ratio", "trainer.decay_ratio=0.5"),
+    ],
+)
+def test_what_makes_no_sense_together_is_told_with_the_mend(words: str, key: str, mend: str) -> None:
+    common = ["task=sft", "model=nano", "data=chat", "data.path=rows.jsonl"]
+    with pytest.raises(ConfigError) as told:
+        compose([*common, *words.split()])
+    (problem,) = told.value.problems
+    assert problem.key.startswith(key) and mend in str(told.value.next_step)
+    compose([*common, *(word for word in words.split() if word.partition("=")[0] != mend.partition("=")[0]), mend])
 
 
 def test_silent_console_says_nothing(capfd: pytest.CaptureFixture[str]) -> None:
