@@ -104,7 +104,7 @@ class Checkpoints(Callback):
         self._saved_at = time.monotonic()
         self.run.listen()  # Lightning would answer SIGTERM as well, and end a run before its checkpoint is written
         if self.changed:
-            pass
+            follow_config(trainer, pl_module)
         if not trainer.is_global_zero:
             return
         for draft in self.folder.glob(".*"):  # what a process that was killed left half

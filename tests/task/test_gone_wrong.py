@@ -12,6 +12,7 @@ import torch
 
 from largeforge.method.sft import SFT
 from largeforge.task.relief import Candidate, chosen
+from largeforge.trainer.random_state import seed_random_states
 from tests.task.conftest import Runner
 
 WORDS = ("trainer.max_steps=6", "trainer.log_every_steps=1", "adapter.dropout=0.1", "data.packing=false")
@@ -64,6 +65,7 @@ def test_no_number(train: Runner, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     kept = tmp_path / "run" / "checkpoints" / "step=000003"
     assert f"The state before it was kept: {Path('run/checkpoints/step=000003')}" in said and json.loads((kept / "facts.json").read_text())["step"] == 3
     assert [json.loads(line)["step"] for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()] == [1, 2, 3]
+    seed_random_states(99)
     assert train("run", *WORDS, "resume=auto")[0] == 0
     ids = [json.loads((tmp_path / name / "artifact" / "manifest.json").read_text())["id"] for name in ("whole", "run")]
     assert ids[0] == ids[1]

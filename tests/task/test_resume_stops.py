@@ -15,6 +15,7 @@ import pytest
 
 from largeforge.method.base import Method
 from largeforge.run import Run
+from largeforge.trainer.random_state import seed_random_states
 from tests.task.conftest import Runner
 
 VALIDATED = ("data.validation=0.2", "trainer.validate_every_steps=2", "adapter.dropout=0.2", "trainer.max_steps=8")
@@ -70,6 +71,7 @@ def test_stopped_at_a_validation(train: Runner, tmp_path: Path, monkeypatch: pyt
         Stop(patch, where=where, step=step)
         code, _ = train("broken", *VALIDATED)
     assert code == 143
+    seed_random_states(99)  # as in another process, where nothing goes on from where it was
     code, result = train("broken", *VALIDATED, "resume=auto")
     assert code == 0
     same = ("loss", "loss_first", "validation_loss", "steps", "supervised_tokens")
