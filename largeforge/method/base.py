@@ -6,7 +6,6 @@ over all micro-batches and ranks are known before the first backward pass, so th
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -295,16 +294,7 @@ class Method(LightningModule):
                 adapter.target_modules = sorted(adapter.target_modules)
         self.network.save_pretrained(folder, **({} if self._whole is None else {"state_dict": self._whole}))
         tokenizer.save_pretrained(folder)
-        config = folder / "adapter_config.json"
-        if not config.is_file():
-            return "model"
-        # peft writes its sets in an order that is another in every process: equal adapters shall be equal files
-        values = json.loads(config.read_text(encoding="utf-8"))
-        ordered = {
-            name: sorted(value) if name in ("target_modules", "modules_to_save") and isinstance(value, list) else value for name, value in values.items()
-        }
-        config.write_text(json.dumps(ordered, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-        return "adapter"
+        return "adapter" if (folder / "adapter_config.json").is_file() else "model"
 
     # ---- over micro-batches and ranks ----
 
