@@ -36,7 +36,9 @@ def stopping(config: AutoConfig) -> Stopping:
 
 
 def lightning(step: int = 2, max_steps: int = 100) -> Any:
-    return SimpleNamespace(global_step=step, max_steps=max_steps, should_stop=False, enable_validation=True, is_global_zero=True, loggers=[], world_size=1)
+    return SimpleNamespace(
+        global_step=step, max_steps=max_steps, should_stop=False, sanity_checking=False, enable_validation=True, is_global_zero=True, loggers=[], world_size=1
+    )
 
 
 def validate(judge: Stopping, values: list[float], *, name: str = "validation_loss") -> list[bool]:
