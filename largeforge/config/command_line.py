@@ -37,6 +37,7 @@ class _Parser(argparse.ArgumentParser):
 SHORT = {
     "teacher": "model@teacher",
     "reference": "model@reference",
+    "assistant": "model@assistant",
     "generator": "data/generator@generator",
     "check": "data/check@check",
     "step.augment": "data/step@step.augment",

@@ -95,7 +95,7 @@ class HiddenConfig(Typed):
     """Matching of hidden states."""
 
     weight: NonNegativeFloat = Field(description="Weight of the term; 0 matches none.")
-    layers: Literal["even"] | dict[str, int] = Field(
+    layers: Literal["even"] | dict[int, int] = Field(
         description="Which layer of the student (counted from 1) matches which of the teacher, as {2: 4, 4: 8}; even spreads the student's over the teacher's."
     )
 

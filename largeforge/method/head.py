@@ -58,6 +58,13 @@ class SupervisedHead:
         _, hidden_NH = self._forward(batch, predicts_BT, logits_rows=1)
         return ChunkedLogprobs.apply(hidden_NH, self.head.weight, targets_N)  # type: ignore[no-any-return, no-untyped-call]
 
+    def states(self, batch: TokenBatch) -> Tensor | None:
+        """Return what a plain linear head is given at the positions that predict supervised tokens, [N, H]; None where the head is more than that."""
+        predicts_BT = predicting(batch.supervised_BT)
+        if self.chunked is None:
+            self.chunked = self._head_is_plain(batch, predicts_BT)
+        return self._forward(batch, predicts_BT, logits_rows=1)[1] if self.chunked else None
+
     def logits(self, batch: TokenBatch) -> Tensor:
         """Return the logits [N, V] that predict the batch's supervised tokens, in the order of `input_ids[supervised]`."""
         return self._forward(batch, predicting(batch.supervised_BT))[0]
