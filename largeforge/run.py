@@ -143,8 +143,9 @@ def execute(composed: Composed) -> int:
             return _plan(story, composed, progress)
         os.environ.update(from_slurm(os.environ))
         rank, trainer = rank_of(os.environ), getattr(config, "trainer", None)
+        work = story.verify if getattr(config, "verify", "none") != "none" else story.run
         launcher = getattr(trainer, "launcher", "")
-        if launcher and rank.world_size == 1 and not rank.started_here:
+        if launcher and work == story.run and rank.world_size == 1 and not rank.started_here:
             return int(find(launcher)(composed, folder=open_folder(composed), progress=progress))
         progress = progress if rank.leads else Console.silent()
         run = Run(composed, folder=_folder(composed, rank), progress=progress, rank=rank)
@@ -152,7 +153,7 @@ def execute(composed: Composed) -> int:
             if run.leads:
                 write_atomically(run.folder / "config.yaml", _yaml(composed.values))
             log.info("start %s in %s", composed.task, run.folder, extra={"overrides": list(composed.overrides)})
-            story.run(run)
+            work(run)
             log.info("done in %.1f s", time.monotonic() - start)
         status, code = run.outcome, EXIT_DONE
     except LargeForgeError as error:

@@ -38,11 +38,13 @@ class Segment:
     Args:
         name: "forward", "backward", "head", "step" ...
         layer: which of the traced layers, or None outside of them.
+        network: whose layer: 0 is the one that learns, 1 and on are those that do not.
     """
 
     name: str
     layer: int | None = None
     events: list[Event] = field(default_factory=list)
+    network: int = 0
 
 
 class Ledger(TorchDispatchMode):
@@ -54,6 +56,7 @@ class Ledger(TorchDispatchMode):
 
     Attributes:
         products: every form of matrix product that was taken: operation, shapes, dtype. A CPU compiles a kernel for each.
+        forward: whether losses are being computed; in a backward pass gradient checkpointing runs blocks forward again, which are no passes of their own.
     """
 
     def __init__(self) -> None:
@@ -61,12 +64,13 @@ class Ledger(TorchDispatchMode):
         self.segments: list[Segment] = [Segment("start")]
         self._known: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()
         self.products: set[Any] = set()
+        self.forward = False
         self._count = 0
         self._values: Any = WeakTensorKeyDictionary()  # fake tensor -> real one
 
-    def mark(self, name: str, layer: int | None = None) -> None:
+    def mark(self, name: str, layer: int | None = None, *, network: int = 0) -> None:
         """Begin a segment."""
-        self.segments.append(Segment(name, layer))
+        self.segments.append(Segment(name, layer, network=network))
 
     def ignore(self, tensors: Sequence[Tensor]) -> None:
         """Count these storages as known: they are accounted for elsewhere."""
@@ -159,7 +163,7 @@ class Ledger(TorchDispatchMode):
 
 
 class KnownLists(TorchFunctionMode):
-    """Lets `tolist` of a fake tensor give its known value."""
+    """Lets `tolist` of a fake tensor give its known value, and `numpy` zeros where there is none."""
 
     def __init__(self, ledger: Ledger) -> None:
         super().__init__()
@@ -171,4 +175,9 @@ class KnownLists(TorchFunctionMode):
             if value is not None:
                 with _disable_current_modes():
                     return value.tolist()
+        if func is Tensor.numpy:
+            import numpy as np
+
+            with _disable_current_modes():
+                return np.zeros(tuple(args[0].shape), dtype=str(args[0].dtype).removeprefix("torch."))
         return func(*args, **(kwargs or {}))

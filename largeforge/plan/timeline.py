@@ -5,15 +5,15 @@ Pure arithmetic over events; knows nothing about torch.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
-    from largeforge.plan.ledger import Segment
+    from largeforge.plan.ledger import Event, Segment
     from largeforge.plan.step import Trace
 
-COMPONENTS = ("weights", "gradients", "optimizer", "activations", "logits")
+COMPONENTS = ("weights", "gathered", "gradients", "optimizer", "activations", "logits")
 
 
 @dataclass(frozen=True)
@@ -27,10 +27,23 @@ class Change:
 
 @dataclass(frozen=True)
 class Weights:
-    """Parameters of the whole model, in bytes each: those that learn, and those that do not."""
+    """Parameters of the whole model, in bytes each as one device holds them.
+
+    Args:
+        learning: those that learn.
+        frozen: those that do not.
+        state: what the optimizer keeps of each that learns; none at all asks the trace.
+        others: second networks by name: "reference", "teacher"; bytes of each parameter.
+        gathered: bytes that are brought together besides while a step computes.
+        gradients: "whole"; "buckets" is DDP's room for all of them, there from the start; a number is how many devices share each.
+    """
 
     learning: tuple[int, ...]
     frozen: tuple[int, ...]
+    state: tuple[int, ...] = ()
+    others: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    gathered: int = 0
+    gradients: Literal["whole", "buckets"] | int = "whole"
 
     @property
     def total(self) -> int:
@@ -44,9 +57,15 @@ class Timeline:
     changes: list[Change]
     unmatched: int = 0
 
+    @property
+    def components(self) -> tuple[str, ...]:
+        """Names of what memory holds: second networks after the model's own weights."""
+        others = sorted({change.component for change in self.changes} - set(COMPONENTS))
+        return (COMPONENTS[0], *others, *COMPONENTS[1:])
+
     def at_peak(self) -> dict[str, int]:
         """Return bytes by component at the moment when most is live."""
-        live = dict.fromkeys(COMPONENTS, 0)
+        live = dict.fromkeys(self.components, 0)
         best = dict(live)
         now = most = 0
         for change in self.changes:
@@ -58,7 +77,7 @@ class Timeline:
 
     def at_end(self) -> dict[str, int]:
         """Return bytes by component that are live after the last step."""
-        live = dict.fromkeys(COMPONENTS, 0)
+        live = dict.fromkeys(self.components, 0)
         for change in self.changes:
             live[change.component] += change.size_bytes
         return live
@@ -95,8 +114,14 @@ class _Unrolling:
         self.next_key = 0
 
     def run(self) -> Timeline:
+        for name, sizes in self.weights.others.items():
+            for size in sizes:
+                self._make(None, size, name)
         for size in (*self.weights.frozen, *self.weights.learning):
             self._make(None, size, "weights")
+        if self.weights.gradients == "buckets":
+            for size in self.weights.learning:
+                self._make(None, size, "gradients")
         for _ in range(2):
             # zero_grad, and the little that was not followed to its end
             for change in self.live.values():
@@ -106,38 +131,49 @@ class _Unrolling:
         return self.result
 
     def _step(self) -> None:
+        gathered = self._make(None, self.weights.gathered, "gathered") if self.weights.gathered else None
         for s, segment in enumerate(self.trace.segments):
             if segment.name == "weighed":
                 continue
             if segment.name == "step":
+                if gathered is not None:
+                    self._drop(gathered)
                 self._optimizer_step(s)
             elif self._is_repeated(segment):
-                depths = range(1, self.trace.depth - 1)
-                for depth in depths if segment.name == "forward" else reversed(depths):
+                depths = range(1, self._whole(segment) - 1)
+                for depth in reversed(depths) if segment.name == "backward" else depths:
                     self._emit(s, depth)
             else:
                 self._emit(s, self._depth(segment))
 
     # ---- segments ----
 
+    def _run(self, segment: Segment) -> int:
+        """Layers of the segment's network that were run."""
+        return self.trace.num_layers if segment.network == 0 else self.trace.others[segment.network - 1][0]
+
+    def _whole(self, segment: Segment) -> int:
+        """Layers that the segment's network has."""
+        return self.trace.depth if segment.network == 0 else self.trace.others[segment.network - 1][1]
+
     def _is_repeated(self, segment: Segment) -> bool:
-        return segment.layer == 1 and self.trace.depth > self.trace.num_layers
+        return segment.layer == 1 and self._whole(segment) > self._run(segment)
 
     def _depth(self, segment: Segment) -> int:
         if segment.layer is None:
             return -1
-        return self.trace.depth - 1 if segment.layer == self.trace.num_layers - 1 else segment.layer
+        return self._whole(segment) - 1 if segment.layer == self._run(segment) - 1 else segment.layer
 
     def _groups(self, segments: Sequence[Segment]) -> dict[int, dict[int, int]]:
         """Map each layer segment to its siblings: the segments of the same pass, by traced layer."""
         groups: dict[int, dict[int, int]] = {}
         current: dict[int, int] = {}
-        name = ""
+        which = ("", 0)
         for s, segment in enumerate(segments):
             if segment.layer is None:
                 continue
-            if segment.name != name or segment.layer in current:
-                current, name = {}, segment.name
+            if (segment.name, segment.network) != which or segment.layer in current:
+                current, which = {}, (segment.name, segment.network)
             current[segment.layer] = s
             groups[s] = current
         return groups
@@ -147,10 +183,22 @@ class _Unrolling:
     def _emit(self, s: int, depth: int) -> None:
         segment = self.trace.segments[s]
         for i, event in enumerate(segment.events):
+            size = self._size(event)
             if event.size_bytes > 0:
-                self._make((s, depth, i), event.size_bytes, self._component(segment, event.storage))
+                change = self._make((s, depth, i), size, self._component(segment, event.storage))
+                if event.storage in self.trace.gradients and self.weights.gradients == "buckets":
+                    # added to its place in a bucket, and let go
+                    del self.live[(s, depth, i)]
+                    self._drop(change)
             elif event.storage in self.made and not self._weighed(event.storage):
-                self._drop_all(self._targets(s, depth, event.storage), -event.size_bytes)
+                self._drop_all(self._targets(s, depth, event.storage), size)
+
+    def _size(self, event: Event) -> int:
+        """Bytes that an event makes or drops, in the device."""
+        devices = self.weights.gradients
+        if isinstance(devices, int) and event.storage in self.trace.gradients:
+            return -(-abs(event.size_bytes) // devices)
+        return abs(event.size_bytes)
 
     def _weighed(self, storage: int) -> bool:
         """Whether a storage was made in an optimizer step, of which only the sums are taken over."""
@@ -167,27 +215,30 @@ class _Unrolling:
         here, there = self.trace.segments[s], self.trace.segments[made_s]
         if there.layer is None:
             # the last copy of a repeated segment drops what was made once
-            final = 1 if here.name == "backward" else self.trace.depth - 2
+            final = 1 if here.name == "backward" else self._whole(here) - 2
             if not self._is_repeated(here) or depth == final:
                 yield (made_s, -1, made_i)
-        elif here.layer is None:
-            depths: Sequence[int] = range(1, self.trace.depth - 1) if self._is_repeated(there) else [self._depth(there)]
-            for other in depths:
-                yield (made_s, other, made_i)
+        elif here.layer is None or here.network != there.network:
+            # the first copy of another network's repeated segment drops what all copies have made
+            first = self._whole(here) - 2 if here.name == "backward" else 1
+            if not self._is_repeated(here) or depth == first:
+                depths: Sequence[int] = range(1, self._whole(there) - 1) if self._is_repeated(there) else [self._depth(there)]
+                for other in depths:
+                    yield (made_s, other, made_i)
         elif self._is_repeated(there) and not self._is_repeated(here):
             # neighbours have followed each other's copies already: what is left is dropped here
-            for other in range(1, self.trace.depth - 1):
+            for other in range(1, self._whole(there) - 1):
                 if (made_s, other, made_i) in self.live:
                     yield (made_s, other, made_i)
         else:
             other = depth + there.layer - here.layer
-            yield (self.groups[made_s].get(self._traced(other), made_s), other, made_i)
+            yield (self.groups[made_s].get(self._traced(other, there), made_s), other, made_i)
 
-    def _traced(self, depth: int) -> int:
-        """The traced layer that stands for a depth."""
-        if self.trace.depth == self.trace.num_layers or depth == 0:
+    def _traced(self, depth: int, segment: Segment) -> int:
+        """The traced layer of the segment's network that stands for a depth."""
+        if self._whole(segment) == self._run(segment) or depth == 0:
             return depth
-        return self.trace.num_layers - 1 if depth == self.trace.depth - 1 else 1
+        return self._run(segment) - 1 if depth == self._whole(segment) - 1 else 1
 
     def _make(self, name: tuple[int, int, int] | None, size: int, component: str) -> Change:
         change = Change(self.next_key, size, component)
@@ -223,14 +274,14 @@ class _Unrolling:
         """The optimizer keeps its state from the first step on; what it needs besides comes and goes."""
         if not self.state_made:
             self.state_made = True
-            for size in self.weights.learning:
+            for size in self.weights.state or [int(size * self.trace.state_factor) for size in self.weights.learning]:
                 # two moments, each as large as its share
                 for _ in range(2):
-                    self._make(None, int(size * self.trace.state_factor / 2), "optimizer")
-        scratch = int(sum(self.weights.learning) * self.trace.scratch_factor)
+                    self._make(None, size // 2, "optimizer")
+        scratch = int(sum(self.weights.learning) * self.trace.scratch_factor) + self.trace.scratch_bytes
         if scratch:
             self._drop(self._make(None, scratch, "optimizer"))
         # gradients and what else is dropped while the step runs
         for event in self.trace.segments[s].events:
             if event.size_bytes < 0 and event.storage in self.made and not self._weighed(event.storage):
-                self._drop_all(self._targets(s, -1, event.storage), -event.size_bytes)
+                self._drop_all(self._targets(s, -1, event.storage), self._size(event))

@@ -4,13 +4,29 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 from largeforge.artifact import Artifact, write_atomically
 from largeforge.build import build, find
 from largeforge.chat import Example
 from largeforge.config.lock import write_lock
-from largeforge.contract import Adapter, Benchmark, DataModule, Engine, LoadedModel, Method, ModelSource, Progress, Quant, Score, Storage, Tracker, Trainer
+from largeforge.contract import (
+    Adapter,
+    Benchmark,
+    DataModule,
+    Engine,
+    LoadedModel,
+    Method,
+    ModelSource,
+    Progress,
+    Quant,
+    Reference,
+    Score,
+    Storage,
+    Tracker,
+    Trainer,
+)
 from largeforge.errors import DoesNotFit
 from largeforge.model.config import ModelConfig
 from largeforge.report import Section, write_report
@@ -20,6 +36,17 @@ from largeforge.task.relief import relief
 
 SecondModel = Callable[[Any], LoadedModel]
 """Loads the model of a config, frozen."""
+
+
+@dataclass(frozen=True)
+class Assembled:
+    """What trains, built; and what it was built from."""
+
+    trainer: Trainer
+    model: LoadedModel
+    data: DataModule
+    method: Method
+    sources: list[Reference]
 
 
 class Train:
@@ -33,6 +60,39 @@ class Train:
         config = self.config
 
         # ---- build ----
+        parts = self.assemble(run)
+        trainer, model, data, method = parts.trainer, parts.model, parts.data, parts.method
+        engine: Engine = build(config.engine, model=model, progress=run.progress, device=trainer.device)
+        benchmark: Benchmark = build(config.benchmark)
+        facts = {"device": trainer.device, "precision": trainer.precision, **data.facts}
+        if run.leads:
+            write_lock(run.folder / "recipe.lock.yaml", run.composed, sources=parts.sources, template=model.template, facts=facts)
+            tell(run, model, facts)
+            keep_bad_rows(run, data)
+
+        # ---- before ----
+        examples = data.heldout() if benchmark.measures and run.leads else []
+        before = measured_before(run, benchmark, engine, examples)
+
+        # ---- train ----
+        run.measure(**{name: float(value) for name, value in data.facts.items() if name.startswith("rows_")})
+        run.measure(**trainer.fit(method, data))
+        if not run.leads:
+            return None  # what is left is one process's work
+
+        # ---- after ----
+        after = benchmark.run(engine, examples, title="after", run=run)
+        table = compare(run, benchmark, examples, before, after)
+
+        # ---- leave ----
+        artifact = run.artifact(method.export, parents=parts.sources)
+        write_report(run.folder, title=f"{run.composed.task}: {model.source.name}", sections=[*table, numbers(run), *facts_section(facts)])
+        farewell(run, artifact)
+        return artifact
+
+    def assemble(self, run: Run) -> Assembled:
+        """Build what trains: trainer, model, rows and method, with what must be known about every row computed."""
+        config = self.config
         tracker: Tracker = build(config.tracker, folder=run.folder)
         storage: Storage = build(config.storage, progress=run.progress)
         trainer: Trainer = build(config.trainer, tracker=tracker, run=run, storage=storage)
@@ -55,35 +115,13 @@ class Train:
         method: Method = build(config.method, model=model, **others)
         with trainer.leader_first():
             data.annotate(method, trainer=trainer)
-        engine: Engine = build(config.engine, model=model, progress=run.progress, device=trainer.device)
-        benchmark: Benchmark = build(config.benchmark)
         data.shapes(trainer.window(data.num_rows, seed=config.seed))  # settles packing=auto, which the lock records
-        facts = {"device": trainer.device, "precision": trainer.precision, **data.facts}
         sources = [model.source, data.source, *(other.source for other in others.values() if other is not None)]
-        if run.leads:
-            write_lock(run.folder / "recipe.lock.yaml", run.composed, sources=sources, template=model.template, facts=facts)
-            tell(run, model, facts)
-            keep_bad_rows(run, data)
+        return Assembled(trainer, model, data, method, sources)
 
-        # ---- before ----
-        examples = data.heldout() if benchmark.measures and run.leads else []
-        before = measured_before(run, benchmark, engine, examples)
-
-        # ---- train ----
-        run.measure(**{name: float(value) for name, value in data.facts.items() if name.startswith("rows_")})
-        run.measure(**trainer.fit(method, data))
-        if not run.leads:
-            return None  # what is left is one process's work
-
-        # ---- after ----
-        after = benchmark.run(engine, examples, title="after", run=run)
-        table = compare(run, benchmark, examples, before, after)
-
-        # ---- leave ----
-        artifact = run.artifact(method.export, parents=sources)
-        write_report(run.folder, title=f"{run.composed.task}: {model.source.name}", sections=[*table, numbers(run), *facts_section(facts)])
-        farewell(run, artifact)
-        return artifact
+    def verify(self, run: Run) -> None:
+        """Prove what `verify` says of this recipe, in a few steps, instead of training."""
+        find(f"largeforge.proof.{self.config.verify}.prove")(run)
 
     def plan(self, *, progress: Progress) -> Any:
         """What `run` would cost; no weights are read."""

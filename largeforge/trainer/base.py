@@ -54,6 +54,8 @@ class Trainer:
         self.storage = storage
         self.group = run.rank if run is not None else Rank(world_size=config.devices * config.nodes, local_size=config.devices)
         self.rank, self.world_size = self.group.number, self.group.world_size
+        self.watchers: list[Any] = []
+        """Callbacks of Lightning's that look on besides: a proof's, a bench's."""
         self.device = self.find_device()
         self.precision = self.find_precision()
         self.check_device()
@@ -163,7 +165,7 @@ class Trainer:
         if checkpoint and window.rank == 0:
             run.rewind(start_step)
         # in this order: a step is shown, then judged, then kept
-        lightning = self._lightning(method, window, callbacks=[watch, stopping, checkpoints])
+        lightning = self._lightning(method, window, callbacks=[watch, stopping, checkpoints, *self.watchers])
         reset_peak(self.device)
         begin = time.monotonic()
         try:

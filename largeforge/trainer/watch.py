@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import time
+import zlib
 from typing import Any
 
 import torch
@@ -68,7 +69,8 @@ class Watch(Callback):
             module: Any = pl_module
             metrics = {"loss": loss, "learning_rate": rate, "gradient_norm": float(outputs["gradient_norm"])}
             metrics |= {"supervised_tokens": float(supervised), "tokens_per_s": supervised / seconds, "memory_bytes": float(memory)}
-            self._log(trainer, step, {**metrics, **module.measured()})  # all ranks ask what was measured, at the same steps
+            metrics |= module.measured()  # all ranks ask what was measured, at the same steps
+            self._log(trainer, step, metrics, checksum=checksum(batch))
         if step == trainer.max_steps:
             trainer.should_stop = True  # which makes Lightning validate once more, after the last step
 
@@ -97,9 +99,19 @@ class Watch(Callback):
         """Put the bar away, also when training failed."""
         self.bar.close()
 
-    def _log(self, trainer: Lightning, step: int, metrics: dict[str, float]) -> None:
+    def _log(self, trainer: Lightning, step: int, metrics: dict[str, float], *, checksum: int | None = None) -> None:
         if not trainer.is_global_zero:
             return
-        self.run.log_metrics(step, metrics)
+        self.run.log_metrics(step, metrics if checksum is None else {**metrics, "batch_checksum": checksum})
         for logger in trainer.loggers:
             logger.log_metrics(metrics, step=step)
+
+
+def checksum(batch: list[Any]) -> int:
+    """CRC-32 of the token ids and masks of this process's micro-batches: the same number is the same batch, for all that a log needs."""
+    found = 0
+    for micro in batch:
+        tokens = getattr(micro, "tokens", micro)
+        for tensor in (tokens.input_ids_BT, tokens.position_ids_BT, tokens.supervised_BT):
+            found = zlib.crc32(tensor.cpu().contiguous().numpy().tobytes(), found)
+    return found
