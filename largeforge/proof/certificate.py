@@ -47,6 +47,7 @@ class Certificate:
 
     def conclude(self, run: Run, *, title: str) -> None:
         """Show the table, write certificate.json and report.md into the run's folder. Raises CheckFailed where a row does not hold."""
+        self.changed = {key: value for key, value in self.changed.items() if value != _stands(run.composed.values, key)}
         verdict = "proven" if not self.failures else "refuted"
         values = {key: value for key, value in run.composed.values.items() if key not in ("folder", "name", "verify")}
         recipe = hashlib.sha256(json.dumps(values, sort_keys=True, default=str).encode()).hexdigest()
@@ -86,11 +87,22 @@ def _shown(cell: Any) -> Any:
 
 
 def _word(value: Any) -> str:
-    return str(value).lower() if isinstance(value, bool) else str(value)
+    """A value as it is typed on a command line."""
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def words_of(run: Run, changes: dict[str, Any], *, without: Sequence[str] = ()) -> list[str]:
     """The run's command line with other values: what a child process is given."""
     dropped = {*changes, *without}
     kept = [word for word in run.composed.argv if word.partition("=")[0].lstrip("+~") not in dropped]
-    return [*kept, *(f"{key}={_word(value) if value is not None else 'null'}" for key, value in changes.items())]
+    return [*kept, *(f"{key}={_word(value)}" for key, value in changes.items())]
+
+
+def _stands(values: dict[str, Any], key: str) -> Any:
+    """What the recipe says at a dotted key; a choice of a group is told by its name."""
+    node: Any = values
+    for name in key.split("."):
+        node = node.get(name) if isinstance(node, dict) else None
+    if isinstance(node, dict) and "_target_" in node:
+        return {"Silent": "none", "Unmeasured": "none", "Unquantized": "none"}.get(str(node["_target_"]).rpartition(".")[2])
+    return node
