@@ -16,6 +16,8 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import AttentionInterface
 
+from largeforge.method.sharding import is_sharded
+
 NAME = "largeforge_within_examples"
 # Longest example whose scores are held whole, for one layer at a time: 9 heads of 1,024 tokens take 19 MB in bf16. Measured on packed
 # rows of 512 (three examples, 9 heads, bf16, one thread), forward and backward: 23 ms, against 40 with sdpa a part and 57 with a mask.
@@ -60,7 +62,8 @@ class ExampleAttention:
     def _usable(self, position_ids_BT: Tensor) -> bool:
         if position_ids_BT.device.type != "cpu" or self.config is None or self.config._attn_implementation != "sdpa":
             return False
-        if getattr(self.network, "is_gradient_checkpointing", False):
+        # trying a sharded network out takes every process, and the others' rows may give them no reason to
+        if getattr(self.network, "is_gradient_checkpointing", False) or is_sharded(self.network):
             return False
         if self.exact is None:
             self.exact = self._same_both_ways(position_ids_BT.shape[1])

@@ -248,6 +248,8 @@ class Method(LightningModule):
         """Spread weights over processes where the strategy asks for it."""
         if self._device_mesh is not None and not is_sharded(self.network):
             shard(self, self.network, self._device_mesh["data_parallel"])
+            # what the first process has tried out alone (it computes annotations), all try out again: a sharded forward pass takes every one
+            self.head = SupervisedHead(self.network)
 
     def on_fit_end(self) -> None:
         """Bring weights together for `export` while every process is still there."""

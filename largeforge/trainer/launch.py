@@ -31,6 +31,7 @@ POLL_S = 0.05
 # One that failed ends the others' exchange at once, and they say so and end by themselves; what waits in a library is killed after this.
 GRACE_S = 15.0
 ENDED_HERE = -1000
+ASKED_TWICE_S = 3.0
 PR_SET_PDEATHSIG = 1
 MEANT = (EXIT_DONE, EXIT_USER, EXIT_DOES_NOT_FIT, EXIT_CHECK_FAILED, 130, 143)
 
@@ -180,6 +181,7 @@ def wait_for_all(children: Sequence[Child], signals: Signals, *, grace_s: float 
     """
     codes: list[int | None] = [None] * len(children)
     ended: set[int] = set()
+    num_sent = 0
     deadline = 0.0
     try:
         while None in codes:
@@ -189,6 +191,9 @@ def wait_for_all(children: Sequence[Child], signals: Signals, *, grace_s: float 
                     codes[number] = ENDED_HERE if code == -signal.SIGKILL and number in ended else code
             while signals.pending:
                 _send(children, signals.pending.pop(0))
+                num_sent += 1
+                if num_sent > 1 and not deadline:  # who asks twice means it, and a child may wait in a library that does not listen
+                    deadline = time.monotonic() + ASKED_TWICE_S
             if meanwhile is not None:
                 meanwhile()
             if not deadline and (codes[0] is not None or any(codes)):
