@@ -37,7 +37,10 @@ class _Kept:
         shaken(method, seed=self.seed)
         self.network = copy.deepcopy(method.network)
         other = getattr(method, "reference", None) or getattr(method, "teacher", None)
-        self.second = None if other is None else copy.deepcopy(other.network)
+        if other is not None:
+            self.second = copy.deepcopy(other.network)
+        else:  # the adapter switched off, which TRL would take for what the adapter held when it was handed over
+            self.second = copy.deepcopy(method.network).unload() if hasattr(method, "reference") else None
         window = parts.trainer.window(parts.data.num_rows, seed=self.seed)
         (self.batch,) = next(iter(parts.data.train_steps(window)))
         self.device = parts.trainer.device

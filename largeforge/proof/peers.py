@@ -42,7 +42,7 @@ def peer_of(method: str, *, config: Any, network: Any, second: Any, tokenizer: A
         method: class name: "SFT", "DPO" ...
         config: the method's own.
         network: the copy that the peer may keep.
-        second: a copy of the reference or the teacher; None is the adapter switched off.
+        second: a copy of the reference or the teacher, where the method has one.
         tokenizer: of both.
         folder: for what TRL writes.
         device: "cpu" or "cuda".
