@@ -42,6 +42,8 @@ SHIPPED_CPU = Calibration(82 * MIB, 628_000, 1.31, "not calibrated on this machi
 # A CUDA context with cuBLAS and cuDNN handles takes 0.4-0.6 GiB; the caching allocator's blocks are rounded and cannot always be
 # reused. Not measured by this project: no GPU was at hand.
 SHIPPED_CUDA = Calibration(600 * MIB, 0, 1.05, "a CUDA context of 0.6 GiB and 5 % for the caching allocator are assumed; not measured here")
+# What NCCL takes for its buffers and channels where several GPUs talk: an assumption, not measured by this project.
+GROUP_CUDA_BYTES = 500 * MIB
 
 
 def machine() -> str:

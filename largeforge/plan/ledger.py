@@ -104,6 +104,9 @@ class Ledger(TorchDispatchMode):
         if func is aten.nonzero.default:
             count = len(real) if real is not None else args[0].numel()
             result: Any = torch.empty(count, args[0].dim(), dtype=torch.int64, device=args[0].device)
+        elif func is aten.bincount.default:
+            least = int(args[2] if len(args) > 2 else kwargs.get("minlength", 0))
+            result = torch.empty(len(real) if real is not None else max(1, least), dtype=torch.int64, device=args[0].device)
         else:
             if func in _BY_MASK:
                 args = (args[0], [place for index in args[1] for place in self._places(index)], *args[2:])

@@ -39,6 +39,10 @@ class Plan:
         shown: rows, token by token.
         facts_bytes: what the memory was computed from: "kept" (weights, gradients, optimizer) and "passing" (what comes and goes in a
             step, holes between it included, before the calibration) and "kernels" (a number).
+        num_devices: that train together; memory is of each.
+        per_machine: those of one machine; on a CPU they share its memory.
+        shared: how they share the work, in words.
+        suggestions: what else was planned where the run does not fit: the changes, the peak in bytes, whether it fits.
     """
 
     task: str
@@ -51,14 +55,23 @@ class Plan:
     notes: list[str] = field(default_factory=list)
     shown: list[ShownRow] = field(default_factory=list)
     facts_bytes: dict[str, int] = field(default_factory=dict)
+    num_devices: int = 1
+    per_machine: int = 1
+    shared: str = ""
+    suggestions: list[tuple[str, int, bool]] = field(default_factory=list)
 
     @property
     def peak_bytes(self) -> int:
         return sum(self.memory.values())
 
     @property
+    def needed_bytes(self) -> int:
+        """What the device must have: of a CPU, enough for every process of the machine."""
+        return self.peak_bytes * (self.per_machine if self.device.kind == "cpu" else 1)
+
+    @property
     def fits(self) -> bool:
-        return self.peak_bytes <= self.device.memory_bytes
+        return self.needed_bytes <= self.device.memory_bytes
 
     def rows(self) -> list[tuple[str, str]]:
         """Name and value of every line of the plan's table."""
@@ -68,9 +81,15 @@ class Plan:
             ("trainable", f"{self.trainable:,} ({self.trainable / max(1, self.parameters):.2%})"),
         ]
         rows += [(f"memory: {name}", size(value)) for name, value in self.memory.items()]
-        rows += [("memory: peak", size(self.peak_bytes))]
+        if self.num_devices > 1:
+            rows += [("memory: peak of each", size(self.peak_bytes)), ("memory: all devices", size(self.peak_bytes * self.num_devices))]
+        else:
+            rows += [("memory: peak", size(self.peak_bytes))]
         rows += [(name, f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)) for name, value in self.facts.items()]
-        share = self.peak_bytes / self.device.memory_bytes
+        if self.num_devices > 1:
+            machines = f" in {self.num_devices // self.per_machine} machines" if self.num_devices > self.per_machine else ""
+            rows += [("devices", f"{self.num_devices}{machines}: {self.shared}")]
+        share = self.needed_bytes / self.device.memory_bytes
         rows += [("device", f"{self.device.title}, {size(self.device.memory_bytes)}, {'found here' if self.device.found else 'named'}")]
         rows += [("fits", f"{'yes' if self.fits else 'no'} ({share:.0%} of its memory)")]
         return rows
@@ -91,6 +110,11 @@ class Plan:
         for name, value in self.rows():
             table.add_row(Text(name), Text(value))
         console.print(table)
+        if self.suggestions:
+            console.print(Text("What would change it, each planned like the run itself:"))
+            width = max(len(change) for change, _, _ in self.suggestions)
+            for change, peak, fits in self.suggestions:
+                console.print(Text(f"  {change:<{width}}   {size(peak):>12}   {'fits' if fits else 'does not fit'}"))
         for note in self.notes:
             console.print(Text(f"- {note}"))
         for row in self.shown:

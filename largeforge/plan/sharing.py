@@ -63,10 +63,14 @@ class Sharing:
         rows = -(-held.shape[0] // self.num_devices)
         return round(rows * prod(held.shape[1:]) * held.element_bytes)
 
-    def gathered(self, parameters: Sequence[Held]) -> int:
-        """Bytes that are there whole, besides the shares, at the worst moment of a step of one micro-batch.
+    def gathered(self, parameters: Sequence[Held], *, accumulates: bool = False) -> int:
+        """Bytes that are there whole, besides the shares, at the worst moment of a step.
 
         What belongs to no layer (embedding, head) stays whole from its first use to the end of the backward pass, and so does its gradient.
+
+        Args:
+            parameters: all of the model's.
+            accumulates: whether a step has several micro-batches: gradients then are whole in each device until the last, and counted elsewhere.
         """
         if not self.spread:
             return 0
@@ -77,6 +81,8 @@ class Sharing:
         root, root_learning = layers.pop(-1, (0, 0))
         layer = max((whole for whole, _ in layers.values()), default=0)
         layer_learning = max((learning for _, learning in layers.values()), default=0)
+        if accumulates:  # only what is being sent comes on top
+            return root + max(LAYERS_AT_ONCE * layer + layer_learning, root_learning)
         within = LAYERS_AT_ONCE * layer + root_learning + GRADIENTS_AT_ONCE * layer_learning
         return root + max(within, GRADIENTS_AT_ONCE * root_learning)
 

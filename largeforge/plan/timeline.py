@@ -190,8 +190,13 @@ class _Unrolling:
                     # added to its place in a bucket, and let go
                     del self.live[(s, depth, i)]
                     self._drop(change)
-            elif event.storage in self.made and not self._weighed(event.storage):
+            elif self._is_followed(event.storage):
                 self._drop_all(self._targets(s, depth, event.storage), size)
+
+    def _is_followed(self, storage: int) -> bool:
+        """Whether the drop of a traced storage is a drop of the whole model."""
+        in_bucket = storage in self.trace.gradients and self.weights.gradients == "buckets"
+        return storage in self.made and not self._weighed(storage) and not in_bucket
 
     def _size(self, event: Event) -> int:
         """Bytes that an event makes or drops, in the device."""
@@ -283,5 +288,5 @@ class _Unrolling:
             self._drop(self._make(None, scratch, "optimizer"))
         # gradients and what else is dropped while the step runs
         for event in self.trace.segments[s].events:
-            if event.size_bytes < 0 and event.storage in self.made and not self._weighed(event.storage):
+            if event.size_bytes < 0 and self._is_followed(event.storage):
                 self._drop_all(self._targets(s, -1, event.storage), self._size(event))

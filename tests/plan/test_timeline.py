@@ -89,8 +89,8 @@ def test_a_timeline_by_hand() -> None:
     trace = Trace([*forward, *head, *backward, Segment("step")], frozenset({7, 8, 9}), num_layers=3, depth=5, state_factor=2.0, scratch_factor=0.0)
     line = timeline(trace, Weights(learning=(5,) * 5, frozen=(1000,)))
     assert line.unmatched == 0
-    assert line.at_peak() == {"weights": 1025, "gradients": 0, "optimizer": 50, "activations": 53, "logits": 100}
-    assert line.at_end() == {"weights": 1025, "gradients": 25, "optimizer": 50, "activations": 0, "logits": 0}
+    assert line.at_peak() == {"weights": 1025, "gradients": 0, "optimizer": 50, "gathered": 0, "activations": 53, "logits": 100}
+    assert line.at_end() == {"weights": 1025, "gradients": 25, "optimizer": 50, "gathered": 0, "activations": 0, "logits": 0}
 
 
 def test_a_batch_has_the_shape_that_was_asked_for() -> None:
