@@ -360,6 +360,8 @@ def signals_to(run: Run) -> Iterator[None]:
 
 def _plan(story: Any, composed: Composed, progress: Console) -> int:
     plan = story.plan(progress=progress)
+    if not plan.fits and hasattr(story, "suggest"):
+        plan.suggestions = story.suggest(composed)
     plan.render()
     return EXIT_DONE if plan.fits else EXIT_DOES_NOT_FIT
 

@@ -112,9 +112,8 @@ class Plan:
         console.print(table)
         if self.suggestions:
             console.print(Text("What would change it, each planned like the run itself:"))
-            width = max(len(change) for change, _, _ in self.suggestions)
             for change, peak, fits in self.suggestions:
-                console.print(Text(f"  {change:<{width}}   {size(peak):>12}   {'fits' if fits else 'does not fit'}"))
+                console.print(Text(f"  {size(peak):>12}  {'fits        ' if fits else 'does not fit'}  {change}"))
         for note in self.notes:
             console.print(Text(f"- {note}"))
         for row in self.shown:

@@ -304,9 +304,9 @@ def _fake_parameters(modules: Sequence[nn.Module], ledger: Ledger) -> None:
 def _optimizer(method: Method, *, precision: str, on_gpu: bool) -> Any:
     scaler = object() if precision == "fp16" else None
     module: Any = method
-    # all that a method asks of Lightning's trainer while it gets ready
+    # all that a method asks of Lightning's trainer, which does not train here
     plugin = SimpleNamespace(scaler=scaler, precision="32-true" if precision == "fp32" else f"{precision}-mixed")
-    module._trainer = SimpleNamespace(precision_plugin=plugin, world_size=1, global_step=_fullest_step(module))
+    module._trainer = SimpleNamespace(precision_plugin=plugin, world_size=1, global_step=_fullest_step(module), training=False)
     module.on_train_start()
     if module.optimization.optimizer == "adamw_8bit":
         # its kernels step in place and take no fake tensors; what it keeps is known: sharing.py

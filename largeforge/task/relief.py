@@ -3,16 +3,11 @@
 from __future__ import annotations
 
 import gc
-import io
-import time
 from dataclasses import dataclass
-from typing import Any
 
 from largeforge.build import find
-from largeforge.config.compose import compose
-from largeforge.console import Console
 from largeforge.contract import Progress
-from largeforge.errors import DoesNotFit, LargeForgeError
+from largeforge.errors import DoesNotFit
 from largeforge.run import Run
 
 BUDGET_S = 120.0  # a plan of a large model takes half a minute; whoever waits for advice would rather have some than all
@@ -36,20 +31,11 @@ def relief(run: Run, *, progress: Progress) -> DoesNotFit | None:
     """Plan the run with less, one change after another, and say which would fit; None where nothing could be planned."""
     gc.collect()  # the model and its optimizer hang in cycles
     progress.say("Out of memory: planning what would fit ...")
-    until = time.monotonic() + BUDGET_S
-    found: list[Candidate] = []
-    device = ""
-    for changes in candidates(run.config):
-        if time.monotonic() > until:
-            break
-        try:
-            plan = planned(run, changes)
-        except LargeForgeError:
-            continue  # a choice that this recipe cannot take
-        device = f"{plan.device.title}, {plan.device.memory_bytes / 2**30:,.1f} GiB"
-        found.append(Candidate(changes, plan.peak_bytes, plan.fits))
+    planned = find("largeforge.plan.suggestions.suggestions")(run.composed.overrides, run.config, budget_s=BUDGET_S)
+    found = [Candidate(one.changes, one.peak_bytes, one.fits) for one in planned]
     if not found:
         return None
+    device = f"{planned[0].device.title}, {planned[0].device.memory_bytes / 2**30:,.1f} GiB"
     width = max(len(one.told) for one in found)
     lines = [f"  {one.told:<{width}}   {one.peak_bytes / 2**30:8,.2f} GiB   {'fits' if one.fits else 'does not fit'}" for one in found]
     best = chosen(found)
@@ -57,33 +43,6 @@ def relief(run: Run, *, progress: Progress) -> DoesNotFit | None:
     return DoesNotFit(
         "\n".join([f"Predicted peaks on {device}:", *lines]) + note, next_step=command(run, best) if best else "a smaller model=..., or a larger device"
     )
-
-
-def candidates(config: Any) -> list[dict[str, str]]:
-    """Changes to try: those that leave the result as it is first."""
-    trainer = config.trainer
-    micro, checkpointing = trainer.micro_batch_size, trainer.gradient_checkpointing
-    full = config.adapter.target.endswith(".Full")
-    tried: list[dict[str, str]] = [{}]
-    tried += [{"trainer.micro_batch_size": str(size)} for size in sorted({max(1, micro // 2), 1} - {micro}, reverse=True)]
-    tried += [] if checkpointing else [{"trainer.gradient_checkpointing": "true"}]
-    if micro > 1 and not checkpointing:
-        tried.append({"trainer.micro_batch_size": "1", "trainer.gradient_checkpointing": "true"})
-    if full:
-        tried.append({"adapter": "lora"})
-    elif config.quant.target.endswith(".Unquantized"):
-        tried.append({"quant": "nf4"})
-    if config.data.max_length >= 128:
-        tried.append({"data.max_length": str(config.data.max_length // 2)})
-    return tried
-
-
-def planned(run: Run, changes: dict[str, str]) -> Any:
-    """The plan of the run with other values."""
-    own = {*changes, "plan", "folder", "resume", "verify", "trainer.checkpoint.allow_changes"}
-    words = [word for word in run.composed.overrides if word.partition("=")[0] not in own]
-    config: Any = compose([*words, *(f"{key}={value}" for key, value in changes.items()), "plan=true"]).config
-    return find(config.task.target)(config).plan(progress=Console(stream=io.StringIO(), live=False))
 
 
 def chosen(found: list[Candidate]) -> Candidate | None:

@@ -10,6 +10,7 @@ from typing import Any
 from largeforge.artifact import Artifact, write_atomically
 from largeforge.build import build, find
 from largeforge.chat import Example
+from largeforge.config.composed import Composed
 from largeforge.config.lock import write_lock
 from largeforge.contract import (
     Adapter,
@@ -33,6 +34,9 @@ from largeforge.report import Section, write_report
 from largeforge.run import Run
 from largeforge.task.config import DistillFromTeacherConfig, PreferToReferenceConfig, TrainingConfig
 from largeforge.task.relief import relief
+
+SUGGESTING_S = 20.0
+"""After so many seconds no other change is planned."""
 
 SecondModel = Callable[[Any], LoadedModel]
 """Loads the model of a config, frozen."""
@@ -144,6 +148,13 @@ class Train:
         method: Method = build(config.method, model=model, **self.second_models(model, adapter, second))
         plan = find("largeforge.plan.training.TrainingPlan")(config)
         return plan(model=model, method=method, data=data, trainer=trainer, progress=progress)
+
+    def suggest(self, composed: Composed) -> list[tuple[str, int, bool]]:
+        """Changes to a run that does not fit, the peak of each in bytes and whether it fits."""
+        found = find("largeforge.plan.suggestions.suggestions")(
+            composed.overrides, self.config, budget_s=SUGGESTING_S, device=str(self.config.plan).lower(), as_it_is=False
+        )
+        return [(one.told, one.peak_bytes, one.fits) for one in found]
 
     def relief(self, run: Run, *, progress: Progress) -> DoesNotFit | None:
         """What to change where memory ran out; None where that could not be planned."""
