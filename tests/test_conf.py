@@ -40,6 +40,7 @@ def given(argv: list[str]) -> list[str]:
         compose(argv)
     except ConfigError as error:
         missing = [f"{problem.key}=given" for problem in error.problems if problem.value == "???"]
+        missing += ["teacher=nano" for problem in error.problems if problem.key == "teacher"]
         assert missing, str(error)
         return [*argv, *missing]
     return argv

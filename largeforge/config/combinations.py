@@ -242,6 +242,57 @@ def _against(view: _View) -> tuple[str, str, str] | None:
     return None
 
 
+def _no_teacher(view: _View) -> tuple[str, str, str] | None:
+    if _distils(view) and view["teacher"] is None:
+        return "teacher", "must be given: who is learnt from, a larger model of the same vocabulary", "teacher=<a model>"
+    return None
+
+
+def _nothing_learnt(view: _View) -> tuple[str, str, str] | None:
+    if not _distils(view):
+        return None
+    logits, hidden = view["method.logits_weight"], view["method.hidden.weight"]
+    if logits == 0 and hidden == 0 and view["method.nll_weight"] == 0:
+        return "method.logits_weight", "with method.hidden.weight=0 and method.nll_weight=0 nothing is learnt", "method.logits_weight=1"
+    if logits == 0 and hidden == 0 and view["method.on_policy.share"] > 0:
+        return "method.on_policy.share", "the student's own answers teach nothing without the teacher: method.logits_weight", "method.logits_weight=1"
+    return None
+
+
+def _teacher_asked_once(view: _View) -> tuple[str, str, str] | None:
+    """What a teacher cannot do who is let go before the first step."""
+    if not _distils(view) or view["method.teacher_logits"] != "cached":
+        return None
+    mend = "method.teacher_logits=online"
+    if view["method.logits_weight"] == 0:
+        return "method.teacher_logits", "nothing is asked of the teacher's logits with method.logits_weight=0", mend
+    if view["method.on_policy.share"] > 0:
+        return "method.on_policy.share", "what the student will write cannot be asked before: teacher_logits=cached knows the rows' answers alone", mend
+    if view["method.hidden.weight"] > 0:
+        return "method.hidden.weight", "hidden states are not kept on disk by teacher_logits=cached", mend
+    if view["assistant"] is not None:
+        return "method.teacher_logits", "one model's logits are kept; with an assistant both are asked in each step", mend
+    return None
+
+
+def _stages(view: _View) -> tuple[str, str, str] | None:
+    """Stages of distillation that would never come, or not be told from others."""
+    if not _distils(view):
+        return None
+    grows, helped = view["method.progressive.growth"] == "layers", view["assistant"] is not None
+    if grows and view["method.hidden.weight"] == 0:
+        return "method.progressive.growth", "layers grow by matching hidden states: set method.hidden.weight", "method.hidden.weight=1"
+    if grows and helped:
+        return "method.progressive.growth", "the first steps belong to growing layers or to the assistant, not to both", "assistant=null"
+    if (grows or helped) and view["method.progressive.share"] == 0:
+        return "method.progressive.share", f"no step is left for {'growing layers' if grows else 'the assistant'}", "method.progressive.share=0.5"
+    return None
+
+
+def _distils(view: _View) -> bool:
+    return str(view["task._target_"]).endswith(".DistillFromTeacher")
+
+
 def _list(key: str, names: list[str], wrong: str = "", right: str | None = None) -> str:
     if wrong and right is None:
         return ""
@@ -265,6 +316,10 @@ RULES: tuple[Rule, ...] = (
     _context,
     _heads,
     _device,
+    _no_teacher,
+    _nothing_learnt,
+    _teacher_asked_once,
+    _stages,
 )
 
 
@@ -272,6 +327,7 @@ TRAINING_KEYS = ("data.max_length", "data.packing", "data.num_workers", "data.cu
 PREPARED_LATER = ("data.validation", "data.rehearsal.path", "data.rehearsal.share")
 STOPPING_KEYS = ("trainer.early_stopping.metric", "trainer.early_stopping.mode", "trainer.early_stopping.min_delta")
 TEACHER = ("teacher", "quant", "engine")
+DIVERGENCE_KEYS = ("method.temperature", "method.divergence", "method.jsd_beta", "method.top_k")
 
 
 def _idle(view: _View, users: Iterable[tuple[str, Any, str, str]]) -> Iterator[Finding]:
@@ -310,8 +366,26 @@ def _why_idle(view: _View, key: str) -> tuple[str, str] | None:
             return f"only schedule=wsd falls at the end; this one is {view['trainer.schedule']}", "trainer.schedule=wsd"
         if task in ("Inspect", "Push") and key in TRAINING_KEYS:
             return "this is for training; nothing is trained here", ""
+        if task == "DistillFromTeacher":
+            return _why_idle_in_distillation(view, key)
     except _NotThere:
         return None
+    return None
+
+
+def _why_idle_in_distillation(view: _View, key: str) -> tuple[str, str] | None:
+    if key in DIVERGENCE_KEYS and view["method.logits_weight"] == 0:
+        return "the teacher's logits count for nothing: set method.logits_weight", "method.logits_weight=1"
+    if key == "method.jsd_beta" and view["method.divergence"] != "jsd":
+        return f"only divergence=jsd mixes; this one is {view['method.divergence']}", "method.divergence=jsd"
+    if key == "method.top_k" and view["method.teacher_logits"] != "cached":
+        return "a teacher that is asked in every step says all its logits", "method.teacher_logits=cached"
+    if key == "method.hidden.layers" and view["method.hidden.weight"] == 0:
+        return "no hidden states are matched: set method.hidden.weight", "method.hidden.weight=1"
+    if key == "method.progressive.share" and view["method.progressive.growth"] == "none" and view["assistant"] is None:
+        return "there are no stages: set assistant, or method.progressive.growth", "method.progressive.growth=layers"
+    if key in ("method.on_policy.max_tokens", "method.on_policy.temperature") and view["method.on_policy.share"] == 0:
+        return "the student writes no answers: set method.on_policy.share", "method.on_policy.share=0.5"
     return None
 
 
