@@ -26,7 +26,6 @@ NO_TOKENIZER = (
     "The tokenizer is not on this machine: rows are neither shown nor linted, steps and tokens are left out, and the largest micro-batch "
     "that the config allows is assumed, every token of it supervised."
 )
-BITS = {"nf4": 4, "int8": 8}
 SECOND = ("reference", "teacher", "assistant")
 SPREAD = {
     "ddp": "each holds the whole model and takes its share of a step's rows",
@@ -113,8 +112,9 @@ class TrainingPlan:
         load = self._load_of(data, trainer) if data is not None else self._assumed()
         method.optimization = trainer.optimization(load.num_steps)
         sharing = self._sharing()
-        parameters = [(p.numel(), p.requires_grad) for p in network.parameters()]
-        quantized = self._pack(network)
+        # of a packed weight as many as it stands for
+        parameters = [(getattr(p, "stands_for", p.numel()), p.requires_grad) for p in network.parameters()]
+        packed = sum(1 for p in network.parameters() if getattr(p, "stands_for", 0))
         kept = held(method)
         seconds = second_facts(method)
         footprint = self._memory(method, kept, others, load, sharing, device=device, precision=precision)
@@ -129,7 +129,7 @@ class TrainingPlan:
             "precision": precision,
             "optimizer": config.trainer.optimizer,
             "attention": config.model.attention,
-            **quantized,
+            **({"quantized": f"{packed} layers, each made whole while it computes"} if packed else {}),
             **seconds,
             "artifact on disk": exported,
             "checkpoint on disk": f"{on_disk}, {checkpoint.keep_last + checkpoint.keep_best} kept",
@@ -179,17 +179,6 @@ class TrainingPlan:
             for parameter in network.parameters():
                 if not parameter.requires_grad and parameter.is_floating_point():
                     parameter.data = parameter.data.to(dtypes[precision])
-
-    def _pack(self, network: Any) -> dict[str, str]:
-        """Hold frozen weights as the choice of quant does; return what the table says of it."""
-        from largeforge.plan.packed import pack
-
-        quant = self.config.quant
-        bits = BITS.get(quant.target.rpartition(".")[2].lower())
-        if bits is None:
-            return {}
-        count = pack(network, bits=bits, double_quant=bool(getattr(quant, "double_quant", False)))
-        return {"quantized": f"{count} layers in {bits} bits, each unpacked while it computes"}
 
     def _memory(
         self, method: Method, kept: list[Held], others: Mapping[str, Any], load: Load, sharing: Sharing, *, device: Device, precision: str

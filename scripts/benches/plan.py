@@ -47,7 +47,7 @@ def main(argv: Sequence[str]) -> int:
         folder = Path(name)
         side = Side(folder)
         told = "numbers that were there before" if arguments.no_calibration else calibrate(side, folder)
-        cases = [*fixed_cases(folder), *drawn_cases(random.Random(arguments.seed), num_drawn, folder)]
+        cases = [*fixed_cases(folder), *method_cases(), *drawn_cases(random.Random(arguments.seed), num_drawn, folder)]
         table = Table(
             name="plan",
             title=f"Peak memory, growth over the imports; seed {arguments.seed}, medians of {repeats}",
@@ -194,6 +194,24 @@ def fixed_cases(folder: Path) -> list[Case]:
                 words = [f"model={model}", f"adapter={adapter}", "data=chat", f"data.path={path}", f"data.max_length={width}", f"data.packing={packing}"]
                 cases.append(Case(name, [*COMMON, *words, f"trainer.batch_size={batch}", f"trainer.micro_batch_size={batch // 2}"]))
     return cases
+
+
+def method_cases() -> list[Case]:
+    """Methods that ask a second model, or the same one twice; rows of the demo."""
+    common = [word for word in COMMON if word != "task=sft"]
+    common += ["data.num_rows=200", "data.num_heldout=4", "data.packing=false", "trainer.batch_size=8", "trainer.micro_batch_size=4"]
+    asked = {
+        "dpo LoRA, adapter switched off": ["task=dpo", "model=smollm2"],
+        "dpo full, a second model": ["task=dpo", "model=nano", "adapter=none"],
+        "dpo full, asked once": ["task=dpo", "model=nano", "adapter=none", "method.reference_logprobs=cached"],
+        "dpo LoRA, a second model": ["task=dpo", "model=smollm2", "reference=smollm2"],
+        "orpo LoRA": ["task=orpo", "model=smollm2"],
+        "kto LoRA": ["task=kto", "model=smollm2"],
+        "distill full": ["task=distill", "model=nano", "teacher=nano"],
+        "distill hidden states": ["task=distill", "model=nano", "teacher=nano", "method.hidden.weight=1"],
+        "distill LoRA": ["task=distill", "model=smollm2", "adapter=lora", "teacher=smollm2"],
+    }
+    return [Case(name, [*words, *common]) for name, words in asked.items()]
 
 
 def drawn_cases(rng: random.Random, count: int, folder: Path) -> list[Case]:
