@@ -93,18 +93,18 @@ class Distill(Method):
                     "Hidden states of an assistant and a teacher of different widths cannot share a projection.",
                     next_step="assistant=null, or method.hidden.weight=0",
                 )
-            layers = layer_map(config.hidden.layers, model.network, teacher.network)
+            self.layers_of = {id(one): layer_map(config.hidden.layers, model.network, one.network) for one in (teacher, assistant) if one is not None}
             width, teachers_width = widths
-            self.projections = Projections(layers, width=width, teachers_width=teachers_width)
+            self.projections = Projections(self.layers_of[id(teacher)], width=width, teachers_width=teachers_width)
         self.skips_parameters = config.progressive.growth == "layers"
 
     # ---- what a step is ----
 
     def stage(self) -> Stage:
-        """What this step learns: a function of its number."""
+        """What this step learns: a function of its number. Validation measures what is learnt in the end, so that its values can be compared."""
         config, step, total = self.config, self._step, self.optimization.num_steps
         matched = len(self.projections.layers) if self.projections is not None else 0
-        early = config.progressive.share * total
+        early = config.progressive.share * total if self.training else 0.0
         own = self.training and random.Random(f"on-policy {step}").random() < config.on_policy.share
         if config.progressive.growth == "layers" and step < early:
             return Stage(logits=False, likelihood=False, layers=1 + int(step * matched / early), assistant=False, own=own)
@@ -141,7 +141,7 @@ class Distill(Method):
         if stage.likelihood:
             terms.append(Term("nll", nll, coefficient=config.nll_weight))
         if stage.layers and self.projections is not None:
-            terms.append(Term("hidden", self.projections.distance(states, theirs, upto=stage.layers), coefficient=config.hidden.weight))
+            terms.append(Term("hidden", self.projections(states, theirs, upto=stage.layers), coefficient=config.hidden.weight))
         return terms
 
     def _sums(self, batch: TokenBatch, teaching: Teaching, stage: Stage) -> tuple[Tensor, Tensor]:
@@ -163,19 +163,25 @@ class Distill(Method):
             return Kept(batch.annotations[IDS].view(counts, -1), batch.annotations[LOGPROBS].view(counts, -1)), {}
         who = self.assistant if stage.assistant else self.teacher
         assert who is not None
-        theirs = sorted(set(self.projections.layers.values())) if self.projections is not None else []
-        with watching(who.network, theirs, predicting(batch.supervised_BT)) as states:
-            return self._ask(who, batch), states
+        layers = self.layers_of[id(who)] if self.projections is not None else {}
+        with watching(who.network, sorted(set(layers.values())), predicting(batch.supervised_BT)) as states:
+            asked = self._ask(who, batch)
+        return asked, {mine: states[theirs] for mine, theirs in layers.items()}
 
     def _ask(self, who: LoadedModel, batch: TokenBatch) -> Asked:
         head = self.heads[id(who)]
         hidden_NH = head.states(batch)
         if hidden_NH is None:
-            return Asked(None, None, head.logits(batch))
+            return Asked(None, None, head.logits(batch)[:, : self._width])
         weight: Any = head.head.weight
         device = hidden_NH.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
-        return Asked(hidden_NH, weight.to(dtype))
+        return Asked(hidden_NH, weight[: self._width].to(dtype))
+
+    @property
+    def _width(self) -> int:
+        """Rows of the student's head."""
+        return int(self.network.config.vocab_size)
 
     # ---- a teacher that is asked once ----
 

@@ -81,7 +81,10 @@ class Kept:
 
 @dataclass(frozen=True)
 class Asked:
-    """A teacher in this process: what its head was given [N, H], and the head's weight [V, H]; or its logits [N, V]."""
+    """A teacher in this process: what its head was given [N, H], and the head's weight [V, H]; or its logits [N, V].
+
+    Models of one tokenizer may have heads of different sizes, padded to suit a device: a teacher is asked about the rows that the student has too.
+    """
 
     hidden_NH: Tensor | None
     weight_VH: Tensor | None

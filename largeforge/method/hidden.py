@@ -26,7 +26,7 @@ def blocks(network: Any) -> list[nn.Module]:
 
 @contextmanager
 def watching(network: Any, layers: Sequence[int], where_BT: Tensor) -> Iterator[dict[int, Tensor]]:
-    """Keep what the layers (counted from 1) give out at the chosen positions, [N, width] each, for forward passes inside the block."""
+    """Keep what the layers (counted from 1) give out at the chosen positions, [N, width] each, for forward passes inside the block; there once it ends."""
     found: dict[int, Tensor] = {}
     every = blocks(network)
 
@@ -34,7 +34,7 @@ def watching(network: Any, layers: Sequence[int], where_BT: Tensor) -> Iterator[
         def hook(module: nn.Module, arguments: Any, output: Any) -> None:
             states = output[0] if isinstance(output, tuple) else output
             if states.shape[:2] == where_BT.shape:  # a head that tries the network out does so on a batch of its own
-                found[number] = states[where_BT]
+                found[number] = states
 
         return hook
 
@@ -44,6 +44,9 @@ def watching(network: Any, layers: Sequence[int], where_BT: Tensor) -> Iterator[
     finally:
         for handle in handles:
             handle.remove()
+    # not inside the hook: activations that are computed again would be computed without it
+    for number, states in found.items():
+        found[number] = states[where_BT]
 
 
 def layer_map(wanted: str | Mapping[int, int], student: Any, teacher: Any) -> dict[int, int]:
@@ -85,14 +88,14 @@ class Projections(nn.Module):
                 nn.init.eye_(linear.weight) if width == teachers_width else nn.init.normal_(linear.weight, std=width**-0.5)
                 self.maps[str(number)] = linear
 
-    def distance(self, mine: Mapping[int, Tensor], theirs: Mapping[int, Tensor], *, upto: int) -> Tensor:
-        """Sum over tokens of the relative squared error, averaged over the `upto` lowest matched layers (scalar, fp32).
+    def forward(self, mine: Mapping[int, Tensor], theirs: Mapping[int, Tensor], *, upto: int) -> Tensor:
+        """Sum over tokens of the relative squared error, averaged over the `upto` lowest matched layers (scalar, fp32); states by the student's layer.
 
         ``|W s - t|^2 / |t|^2`` of each token, with the student's state s and the teacher's t: layers count alike, however large their states are.
         """
         sums = []
         for number in list(self.layers)[:upto]:
-            target = theirs[self.layers[number]].float()
+            target = theirs[number].float()
             error = (self.maps[str(number)](mine[number]).float() - target).square().sum(-1)
             sums.append((error / target.square().sum(-1).clamp(min=1e-12)).sum())
         return torch.stack(sums).sum() / upto

@@ -44,6 +44,7 @@ def answered(network: Any, batch: TokenBatch, *, max_tokens: int, temperature: f
         temperature=temperature,
         top_k=0,
         top_p=1.0,
+        repetition_penalty=1.0,  # a model's own settings for chatting would make it another distribution
         max_new_tokens=max_tokens,
         eos_token_id=ends or None,
         pad_token_id=ends[0] if ends else 0,
