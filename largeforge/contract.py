@@ -66,8 +66,11 @@ class LoadedModel:
 class Quant(Protocol):
     """How weights are held in memory."""
 
-    def load_arguments(self) -> dict[str, Any]:
-        """Keyword arguments for `from_pretrained`."""
+    def load_arguments(self, *, precision: str | None = None) -> dict[str, Any]:
+        """Keyword arguments for `from_pretrained`; products are taken in the trainer's precision."""
+
+    def outlined(self, network: PreTrainedModel, *, precision: str | None = None) -> PreTrainedModel:
+        """The network on the meta device with weights of the size they will have; a parameter that stands for more of them says how many: `stands_for`."""
 
 
 class Adapter(Protocol):

@@ -122,6 +122,12 @@ def _micro_batch(view: _View) -> tuple[str, str, str] | None:
     return None
 
 
+def _quantized_learns(view: _View) -> tuple[str, str, str] | None:
+    if not str(view["quant._target_"]).endswith(".Unquantized") and str(view["adapter._target_"]).endswith(".Full"):
+        return "quant._target_", "quantized weights cannot learn; adapter=lora learns beside them", "adapter=lora"
+    return None
+
+
 def _batch_over_devices(view: _View) -> tuple[str, str, str] | None:
     batch, devices = view["trainer.batch_size"], view["trainer.devices"] * view["trainer.nodes"]
     if batch < devices:
@@ -305,6 +311,7 @@ RULES: tuple[Rule, ...] = (
     _against,
     _micro_batch,
     _batch_over_devices,
+    _quantized_learns,
     _strategy,
     _sharded,
     _decay,

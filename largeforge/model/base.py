@@ -64,7 +64,8 @@ class Source:
         place = self.place()
         tokenizer = self.tokenizer(place.folder)
         notes = settle_template(tokenizer, self.config.chat_template, name=place.name)
-        network = self.network(place, dtype=self.dtype(trainable, precision, adapter), trainable=trainable, arguments=quant.load_arguments() if quant else {})
+        arguments = quant.load_arguments(precision=precision) if quant else {}
+        network = self.network(place, dtype=self.dtype(trainable, precision, adapter), trainable=trainable, arguments=arguments)
         notes += self.shape_notes(network.config)
         end_at_eos(network, tokenizer)
         if adapter is not None:
@@ -99,6 +100,7 @@ class Source:
             network: PreTrainedModel = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
                 config, dtype=self.dtype(trainable, precision, adapter), attn_implementation=self.config.attention
             )
+            network = quant.outlined(network, precision=precision) if quant is not None else network
             network = self.carried(network, folder)
             network = adapter.apply(network) if adapter is not None else network.requires_grad_(trainable)
         network.train(trainable)

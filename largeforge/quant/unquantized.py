@@ -13,5 +13,8 @@ class Unquantized:
     def __init__(self, config: UnquantizedConfig) -> None:
         self.config = config
 
-    def load_arguments(self) -> dict[str, Any]:
+    def load_arguments(self, *, precision: str | None = None) -> dict[str, Any]:
         return {}
+
+    def outlined(self, network: Any, *, precision: str | None = None) -> Any:
+        return network
