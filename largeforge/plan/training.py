@@ -190,18 +190,19 @@ class TrainingPlan:
         learns = self.config.method.learns
         how: dict[str, Any] = {"precision": precision, "checkpointing": trainer.gradient_checkpointing, "learns": learns, "on_gpu": device.kind == "cuda"}
         how["whole"] = getattr(method, "projections", None) is not None  # whose layers are matched by number
+        sizes = {name: tuple(p.numel() * p.element_size() for p in network.parameters()) for name, network in others.items()}
         before: Footprint | None = None
         told: list[str] = []
         if method.annotations():
             asked = replace(load.worst, packed=False)
             trace = trace_step(method, shapes=[asked], others=list(others.values()), before=True, **how)
-            weights = weights_of(kept, others)
+            weights = weights_of(kept, sizes)
             before = self._footprint(trace, replace(weights, state=(0,) * len(weights.learning)), load, device=device)
         start_training(method)
         there = second_networks(method)
         accumulates = len(load.traced) > 1
         state = [eight_bit_state(one, sharing.share(one)) for one in kept if one.learns] if trainer.optimizer == "adamw_8bit" else []
-        weights = weights_of(kept, there, sharing, accumulates=accumulates, state=tuple(state))
+        weights = weights_of(kept, {name: sizes[name] for name in there}, sharing, accumulates=accumulates, state=tuple(state))
         trace = trace_step(method, shapes=load.traced, mean_tokens=load.mean_tokens, others=list(there.values()), **how)
         training = self._footprint(trace, weights, load, device=device, group=sharing.num_devices > 1)
         found = training
@@ -346,13 +347,12 @@ def start_training(method: Any) -> None:
 
 
 def weights_of(
-    kept: list[Held], others: Mapping[str, Any], sharing: Sharing | None = None, *, accumulates: bool = False, state: tuple[int, ...] = ()
+    kept: list[Held], others: Mapping[str, tuple[int, ...]], sharing: Sharing | None = None, *, accumulates: bool = False, state: tuple[int, ...] = ()
 ) -> Weights:
     """What one device holds of a model's parameters, and of second networks, which are whole in each."""
     sharing = sharing or Sharing()
     learning = tuple(sharing.share(one) for one in kept if one.learns)
     frozen = tuple(sharing.share(one) for one in kept if not one.learns)
-    whole = {name: tuple(p.numel() * p.element_size() for p in network.parameters()) for name, network in others.items()}
     gathered = sharing.gathered(kept, accumulates=accumulates)
     gradients: Any = "buckets" if sharing.strategy == "ddp" else sharing.num_devices if sharing.spread and not accumulates else "whole"
-    return Weights(learning, frozen, state, whole, gathered, gradients)
+    return Weights(learning, frozen, state, others, gathered, gradients)
