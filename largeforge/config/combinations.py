@@ -248,6 +248,16 @@ def _against(view: _View) -> tuple[str, str, str] | None:
     return None
 
 
+def _own_answers_sharded(view: _View) -> tuple[str, str, str] | None:
+    if _distils(view) and view["method.on_policy.share"] > 0 and view["trainer.strategy"] == "fsdp":
+        return (
+            "trainer.strategy",
+            "processes write answers of different lengths, which weights spread by fsdp cannot wait for; one of: auto, ddp",
+            "trainer.strategy=ddp",
+        )
+    return None
+
+
 def _no_teacher(view: _View) -> tuple[str, str, str] | None:
     if _distils(view) and view["teacher"] is None:
         return "teacher", "must be given: who is learnt from, a larger model of the same vocabulary", "teacher=<a model>"
@@ -327,6 +337,7 @@ RULES: tuple[Rule, ...] = (
     _nothing_learnt,
     _teacher_asked_once,
     _stages,
+    _own_answers_sharded,
 )
 
 

@@ -96,7 +96,8 @@ class Distill(Method):
             self.layers_of = {id(one): layer_map(config.hidden.layers, model.network, one.network) for one in (teacher, assistant) if one is not None}
             width, teachers_width = widths
             self.projections = Projections(self.layers_of[id(teacher)], width=width, teachers_width=teachers_width)
-        self.skips_parameters = config.progressive.growth == "layers"
+        # upper layers learn nothing from lower hidden states
+        self.skips_parameters = config.progressive.growth == "layers" or config.logits_weight == 0
 
     # ---- what a step is ----
 

@@ -60,6 +60,11 @@ def test_the_example_of_our_style(put: Put) -> None:
         ("task=sft nano", "nano", "no setting"),
         ("task=sft trainer.micro_batch_size=64 data.packing=false", "trainer.micro_batch_size", "at most trainer.batch_size"),
         ("task=distill model=nano", "teacher", "must be given"),
+        (
+            "task=distill model=nano teacher=nano method.on_policy.share=0.5 trainer.devices=2 trainer.strategy=fsdp benchmark=none",
+            "trainer.strategy",
+            "different lengths",
+        ),
         ("task=distill model=nano teacher=nano method.logits_weight=0 method.nll_weight=0", "method.logits_weight", "nothing is learnt"),
         ("task=distill model=nano teacher=nano method.logits_weight=0 method.on_policy.share=0.5", "method.on_policy.share", "teach nothing"),
         ("task=distill model=nano teacher=nano method.teacher_logits=cached method.on_policy.share=0.5", "method.on_policy.share", "cannot be asked before"),
