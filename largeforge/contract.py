@@ -69,6 +69,9 @@ class Quant(Protocol):
     def load_arguments(self, *, precision: str | None = None) -> dict[str, Any]:
         """Keyword arguments for `from_pretrained`; products are taken in the trainer's precision."""
 
+    def loaded(self, network: PreTrainedModel, *, trainable: bool) -> None:
+        """Look at the network once it is loaded: refuse what cannot be held so, and make it fit to train through."""
+
     def outlined(self, network: PreTrainedModel, *, precision: str | None = None) -> PreTrainedModel:
         """The network on the meta device with weights of the size they will have; a parameter that stands for more of them says how many: `stands_for`."""
 

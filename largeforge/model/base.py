@@ -66,6 +66,8 @@ class Source:
         notes = settle_template(tokenizer, self.config.chat_template, name=place.name)
         arguments = quant.load_arguments(precision=precision) if quant else {}
         network = self.network(place, dtype=self.dtype(trainable, precision, adapter), trainable=trainable, arguments=arguments)
+        if quant is not None:
+            quant.loaded(network, trainable=trainable)
         notes += self.shape_notes(network.config)
         end_at_eos(network, tokenizer)
         if adapter is not None:

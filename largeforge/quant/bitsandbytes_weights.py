@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from largeforge.errors import InputError, MissingExtra
+from largeforge.errors import MissingExtra
 
 COMPUTE = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -23,13 +23,6 @@ def check_installed() -> None:
         raise MissingExtra("bitsandbytes", extra="quant")
     # its advice to install kernels that this machine cannot use
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
-
-
-def check_not_quantized(network: Any, *, choice: str) -> None:
-    """Raise InputError where a model's own files are quantized already."""
-    found = getattr(network.config, "quantization_config", None)
-    if found is not None and getattr(found, "quant_method", None) not in (None, "bitsandbytes"):
-        raise InputError(f"quant={choice}, but this model's weights are quantized already ({found.quant_method}).", next_step="quant=none")
 
 
 def packed(network: Any, *, bits: int, block: int, double: bool, compute: torch.dtype) -> Any:

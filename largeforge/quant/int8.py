@@ -25,5 +25,8 @@ class Int8:
         kind: Any = BitsAndBytesConfig
         return {"quantization_config": kind(load_in_8bit=True, llm_int8_threshold=self.config.outlier_threshold)}
 
+    def loaded(self, network: Any, *, trainable: bool) -> None:
+        """Nothing to do: it trains as it is loaded."""
+
     def outlined(self, network: Any, *, precision: str | None = None) -> Any:
         return packed(network, bits=8, block=0, double=False, compute=COMPUTE.get(precision or "bf16", COMPUTE["bf16"]))

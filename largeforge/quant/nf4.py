@@ -32,6 +32,15 @@ class NF4:
         )
         return {"quantization_config": arguments}
 
+    def loaded(self, network: Any, *, trainable: bool) -> None:
+        if not trainable:
+            return
+        for module in network.modules():
+            if hasattr(module, "support_avx512bf16_for_cpu"):
+                # On a CPU a first pass in evaluation mode would repack the weights for a kernel that has no gradient, for good: a run that
+                # validates would go on training with wrong gradients and say nothing (bitsandbytes 0.50.2, nn/modules.py, Linear4bit.forward).
+                module.support_avx512bf16_for_cpu = False
+
     def outlined(self, network: Any, *, precision: str | None = None) -> Any:
         return packed(network, bits=4, block=BLOCK, double=self.config.double_quant, compute=self._compute(precision))
 

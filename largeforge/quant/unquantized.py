@@ -16,5 +16,8 @@ class Unquantized:
     def load_arguments(self, *, precision: str | None = None) -> dict[str, Any]:
         return {}
 
+    def loaded(self, network: Any, *, trainable: bool) -> None:
+        """Nothing to do."""
+
     def outlined(self, network: Any, *, precision: str | None = None) -> Any:
         return network
