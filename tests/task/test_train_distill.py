@@ -72,7 +72,7 @@ def test_a_teacher_asked_once_gives_the_run_of_one_that_is_asked(go: Go, tmp_pat
     assert found[0] == pytest.approx(found[1], rel=1e-4)
 
 
-OWN = ["method.on_policy.share=0.5", "method.on_policy.max_tokens=4", "method.divergence=jsd"]
+OWN = ["method.on_policy.share=0.95", "method.on_policy.max_tokens=4", "method.divergence=jsd"]
 GROWING = ["method.hidden.weight=0.5", "method.progressive.growth=layers", "adapter=lora", "adapter.dropout=0.2"]
 
 
