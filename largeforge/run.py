@@ -293,6 +293,8 @@ def logging_to(path: Path, *, level: str, form: str, shown: bool = True) -> Iter
     for handler in (file, terminal):
         root.addHandler(handler)
     root.setLevel(logging.WARNING)
+    # peft loads it where it is installed, and it advises every run on kernels that only 4-bit weights on some CPUs could use
+    logging.getLogger("bitsandbytes.backends").setLevel(logging.ERROR)
     log.setLevel(level.upper())
     logging.captureWarnings(True)
     try:

@@ -6,7 +6,6 @@ Only linear layers of the blocks are quantized; embeddings, norms and the output
 from __future__ import annotations
 
 import importlib.util
-import logging
 from typing import Any
 
 import torch
@@ -21,8 +20,6 @@ def check_installed() -> None:
     """Raise MissingExtra where bitsandbytes is not there; it is imported only when weights are loaded."""
     if importlib.util.find_spec("bitsandbytes") is None:
         raise MissingExtra("bitsandbytes", extra="quant")
-    # its advice to install kernels that this machine cannot use
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
 
 def packed(network: Any, *, bits: int, block: int, double: bool, compute: torch.dtype) -> Any:

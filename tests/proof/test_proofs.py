@@ -32,7 +32,7 @@ def prove(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Prove
     monkeypatch.chdir(tmp_path)
 
     def go(what: str, *words: str) -> tuple[int, dict[str, Any]]:
-        size = ["data=demo", "data.num_rows=24", "data.max_length=96", "trainer.batch_size=8", "trainer.micro_batch_size=4", "trainer=cpu"]
+        size = ["data=demo", "data.num_rows=24", "data.max_length=128", "trainer.batch_size=8", "trainer.micro_batch_size=4", "trainer=cpu"]
         code = execute(compose(["model=nano", *SMALL, *size, f"verify={what}", "folder=run", *words]))
         path = tmp_path / "run" / "certificate.json"
         return code, json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
