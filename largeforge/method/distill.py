@@ -151,10 +151,12 @@ class Distill(Method):
         hidden_NH = self.head.states(batch)
         if hidden_NH is None:
             return plain_sums(self.head.logits(batch), targets_N, teaching, self.divergence)
-        found: tuple[Tensor, Tensor] = ChunkedDistillation.apply(  # type: ignore[no-untyped-call]
-            hidden_NH, self.head.head.weight, targets_N, teaching, self.divergence, (stage.logits, stage.likelihood)
-        )
-        return found
+        ours = self.config.logits_weight * stage.logits, self.config.nll_weight * stage.likelihood
+        mixed, divergence, nll = ChunkedDistillation.apply(hidden_NH, self.head.head.weight, targets_N, teaching, self.divergence, ours)  # type: ignore[no-untyped-call]
+        # both terms are divided by the same number of tokens, so one of them can carry the gradient of both
+        if stage.logits:
+            return divergence + (mixed - mixed.detach()) / ours[0], nll
+        return divergence, nll + (mixed - mixed.detach()) / ours[1] if stage.likelihood else nll
 
     @torch.no_grad()
     def _taught(self, batch: TokenBatch, stage: Stage) -> tuple[Teaching, dict[int, Tensor]]:

@@ -42,7 +42,7 @@ class Divergence:
         """Return the divergence of each row [N], and ``q * d divergence / d q`` up to a multiple of q [N, K]; temperature left to the caller."""
         if self.kind == "forward_kl":
             p = log_p.exp()
-            return (p * (log_p - log_q)).sum(-1), -p
+            return torch.linalg.vecdot(p, log_p - log_q), -p
         q = log_q.exp()
         if self.kind == "reverse_kl":
             weighted = q * (log_q - log_p)
@@ -96,7 +96,7 @@ class Asked:
         else:
             assert self.hidden_NH is not None and self.weight_VH is not None
             logits = (self.hidden_NH[rows].to(self.weight_VH.dtype) @ self.weight_VH.T).float()
-        return torch.log_softmax(logits / temperature, dim=-1), None
+        return torch.log_softmax(logits if temperature == 1 else logits / temperature, dim=-1), None
 
 
 def tail_of(logprob_NK: Tensor) -> Tensor:
@@ -107,7 +107,8 @@ def tail_of(logprob_NK: Tensor) -> Tensor:
 def outcomes(logits_NV: Tensor, ids_NK: Tensor | None, *, width: int, temperature: float) -> Tensor:
     """A student's log-probabilities of a teacher's outcomes, [N, K]."""
     if ids_NK is None:
-        return torch.log_softmax(logits_NV[:, :width] / temperature, dim=-1)
+        logits_NV = logits_NV[:, :width]
+        return torch.log_softmax(logits_NV if temperature == 1 else logits_NV / temperature, dim=-1)
     chosen = torch.log_softmax(logits_NV / temperature, dim=-1).gather(1, ids_NK.long())
     return torch.cat([chosen, tail_of(chosen)], dim=1)
 
@@ -122,89 +123,93 @@ def plain_sums(logits_NV: Tensor, targets_N: Tensor, teaching: Teaching, diverge
 
 
 class ChunkedDistillation(torch.autograd.Function):
-    """Sums of the divergence and of the negative log-likelihood of a linear head, without ever holding all logits of either model.
+    """The divergence and the negative log-likelihood of a linear head, mixed, without ever holding all logits of either model.
 
-    Gradients are taken with the values, chunk by chunk, as in ChunkedNLL (head.py); logits have the compute dtype, distributions fp32.
-    Of the two gradients only those are made whose weight in the loss is not zero.
+    Returns ``a D + b NLL`` for the coefficients (a, b), and the sums D and NLL without a gradient of their own: one gradient by logits is made of both,
+    chunk by chunk with the values, as in ChunkedNLL (head.py), so that it meets hidden states and weights once. Logits have the compute dtype,
+    distributions fp32.
     """
 
     @staticmethod
     def forward(
-        ctx: Any, hidden_NH: Tensor, weight_VH: Tensor, targets_N: Tensor, teaching: Teaching, divergence: Divergence, wants: tuple[bool, bool]
-    ) -> tuple[Tensor, Tensor]:
+        ctx: Any, hidden_NH: Tensor, weight_VH: Tensor, targets_N: Tensor, teaching: Teaching, divergence: Divergence, coefficients: tuple[float, float]
+    ) -> tuple[Tensor, Tensor, Tensor]:
         device = hidden_NH.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden_NH.dtype
         wants_hidden, wants_weight = ctx.needs_input_grad[:2]
-        sums = [torch.zeros((), dtype=torch.float32, device=hidden_NH.device) for _ in range(2)]
-        for_hidden = [torch.empty_like(hidden_NH) if wanted and wants_hidden else None for wanted in wants]
-        for_weight = [torch.zeros(weight_VH.shape, dtype=torch.float32, device=weight_VH.device) if wanted and wants_weight else None for wanted in wants]
+        sums = torch.zeros(2, dtype=torch.float32, device=hidden_NH.device)
+        grad_hidden = torch.empty_like(hidden_NH) if wants_hidden else None
+        grad_weight = torch.zeros(weight_VH.shape, dtype=torch.float32, device=weight_VH.device) if wants_weight else None
         with torch.autocast(device, enabled=False):
             weight = weight_VH.to(dtype)
             for start in range(0, len(targets_N), CHUNK):
                 rows = slice(start, start + CHUNK)
-                hidden, targets = hidden_NH[rows].to(dtype), targets_N[rows, None]
+                hidden = hidden_NH[rows].to(dtype)
                 logits = (hidden @ weight.T).float()
-                found = (_divergence(logits, teaching, rows, divergence, sums[0]), _likelihood(logits, targets, sums[1]))
-                for wanted, grad, to_hidden, to_weight in zip(wants, found, for_hidden, for_weight, strict=True):
-                    if not wanted:
-                        continue
-                    grad_scores = grad().to(dtype)
-                    if to_hidden is not None:
-                        to_hidden[rows] = grad_scores @ weight
-                    if to_weight is not None:
-                        to_weight += grad_scores.T @ hidden
-        ctx.save_for_backward(*for_hidden, *(None if grad is None else grad.to(weight_VH.dtype) for grad in for_weight))
-        return sums[0], sums[1]
+                wanted = wants_hidden or wants_weight
+                grad = _chunk(logits, targets_N[rows, None], teaching.log_p(rows, divergence.temperature), divergence, coefficients, sums, wanted=wanted)
+                if grad is None:
+                    continue
+                grad_scores = grad.to(dtype)
+                if grad_hidden is not None:
+                    grad_hidden[rows] = grad_scores @ weight
+                if grad_weight is not None:
+                    grad_weight.addmm_(grad_scores.T, hidden) if dtype == torch.float32 else grad_weight.add_(grad_scores.T @ hidden)
+        ctx.save_for_backward(grad_hidden, None if grad_weight is None else grad_weight.to(weight_VH.dtype))
+        found = coefficients[0] * sums[0] + coefficients[1] * sums[1], sums[0].clone(), sums[1].clone()
+        ctx.mark_non_differentiable(*found[1:])
+        return found
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None, None]:
-        kept = ctx.saved_tensors
-        return _scaled(kept[:2], grads), _scaled(kept[2:], grads), None, None, None, None
+    def backward(ctx: Any, grad: Tensor, *others: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None, None]:
+        grad_hidden, grad_weight = (None if one is None else one * grad.to(one.dtype) for one in ctx.saved_tensors)
+        return grad_hidden, grad_weight, None, None, None, None
 
 
-def _divergence(logits: Tensor, teaching: Teaching, rows: slice, divergence: Divergence, total: Tensor) -> Any:
-    """Add a chunk's divergence to the total; return what makes its gradient by logits."""
-    temperature = divergence.temperature
-    log_p, ids = teaching.log_p(rows, temperature)
-    if ids is None:
-        log_q = outcomes(logits, None, width=log_p.shape[1], temperature=temperature)
-        value, weighted = divergence(log_p, log_q)
-        total += value.sum() * temperature**2
-
-        def dense() -> Tensor:
-            grad = torch.zeros_like(logits) if log_p.shape[1] < logits.shape[1] else torch.empty_like(logits)
-            grad[:, : log_p.shape[1]] = temperature * (weighted - log_q.exp() * weighted.sum(-1, keepdim=True))
-            return grad
-
-        return dense
-    log_all = torch.log_softmax(logits / temperature, dim=-1)
-    chosen = log_all.gather(1, ids.long())
-    log_q = torch.cat([chosen, tail_of(chosen)], dim=1)
-    value, weighted = divergence(log_p, log_q)
-    total += value.sum() * temperature**2
-
-    def grouped() -> Tensor:
-        # every token of the tail has its share of the tail's gradient; a chosen one has its own
-        whole = weighted.sum(-1, keepdim=True)
-        q_all = log_all.exp()
-        grad = q_all * (weighted[:, -1:] / log_q[:, -1:].exp() - whole)
-        grad.scatter_(1, ids.long(), weighted[:, :-1] - chosen.exp() * whole)
-        return grad.mul_(temperature)
-
-    return grouped
-
-
-def _likelihood(logits: Tensor, targets: Tensor, total: Tensor) -> Any:
-    """Add a chunk's negative log-likelihood to the total; return what makes its gradient by logits."""
+def _chunk(
+    logits: Tensor,
+    targets: Tensor,
+    taught: tuple[Tensor, Tensor | None],
+    divergence: Divergence,
+    coefficients: tuple[float, float],
+    sums: Tensor,
+    *,
+    wanted: bool,
+) -> Tensor | None:
+    """Add a chunk's divergence and negative log-likelihood to the sums; return the gradient of their mixture by logits, where it is wanted."""
+    temperature, (learns, likes) = divergence.temperature, coefficients
+    log_p, ids = taught
     logprob = torch.log_softmax(logits, dim=-1)
-    total -= logprob.gather(1, targets).sum()
-
-    def gradient() -> Tensor:
-        return logprob.exp().scatter_add_(1, targets, torch.full_like(targets, -1, dtype=logprob.dtype))
-
-    return gradient
-
-
-def _scaled(kept: Any, grads: tuple[Tensor, ...]) -> Tensor | None:
-    parts = [one * scale.to(one.dtype) for one, scale in zip(kept, grads, strict=True) if one is not None]
-    return None if not parts else parts[0] if len(parts) == 1 else parts[0] + parts[1]
+    sums[1] -= logprob.gather(1, targets).sum()
+    grad = None
+    if ids is None:
+        width = log_p.shape[1]
+        shared = temperature == 1 and width == logits.shape[1]  # then both terms are of one distribution
+        log_q = logprob if shared else outcomes(logits, None, width=width, temperature=temperature)
+        value, weighted = divergence(log_p, log_q)
+        if wanted:
+            q = log_q.exp()
+            scale = temperature * learns
+            # q (likes - scale * sum of weighted) + scale * weighted
+            own = weighted.sum(-1, keepdim=True).mul_(-scale)
+            grad = torch.zeros_like(logits) if width < logits.shape[1] else q
+            grad[:, :width] = q.mul_(own.add_(likes) if shared else own).add_(weighted, alpha=scale)
+    else:
+        shared = temperature == 1
+        log_all = logprob if shared else torch.log_softmax(logits / temperature, dim=-1)
+        chosen = log_all.gather(1, ids.long())
+        log_q = torch.cat([chosen, tail_of(chosen)], dim=1)
+        value, weighted = divergence(log_p, log_q)
+        if wanted:
+            # every token of the tail has its share of the tail's gradient; a chosen one has its own
+            scale = temperature * learns
+            whole = weighted.sum(-1, keepdim=True)
+            nll = likes if shared else 0.0
+            grad = log_all.exp().mul_(scale * (weighted[:, -1:] / log_q[:, -1:].exp() - whole) + nll)
+            grad.scatter_(1, ids.long(), scale * (weighted[:, :-1] - chosen.exp() * whole) + nll * chosen.exp())
+    sums[0] += value.sum() * temperature**2
+    if grad is not None and likes:
+        if not shared:
+            grad += logprob.exp_().mul_(likes)
+        grad.scatter_add_(1, targets, torch.full_like(targets, -likes, dtype=grad.dtype))
+    return grad
