@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 SHOWN_ROWS = 3
 LOOKED_AT = 20_000  # steps, over all ranks, whose shapes are looked at; of longer runs some ranks stand for all
+ASKED_AT_ONCE = 8  # rows of one forward pass before training, as the data asks them
 NO_TOKENIZER = (
     "The tokenizer is not on this machine: rows are neither shown nor linted, steps and tokens are left out, and the largest micro-batch "
     "that the config allows is assumed, every token of it supervised."
@@ -192,19 +193,22 @@ class TrainingPlan:
         how["whole"] = getattr(method, "projections", None) is not None  # whose layers are matched by number
         sizes = {name: tuple(p.numel() * p.element_size() for p in network.parameters()) for name, network in others.items()}
         before: Footprint | None = None
+        kernels_before = 0
         told: list[str] = []
         if method.annotations():
-            asked = replace(load.worst, packed=False)
-            trace = trace_step(method, shapes=[asked], others=list(others.values()), before=True, **how)
+            trace = trace_step(method, shapes=[self._asked(load.worst)], others=list(others.values()), before=True, **how)
             weights = weights_of(kept, sizes)
-            before = self._footprint(trace, replace(weights, state=(0,) * len(weights.learning)), load, device=device)
+            weights = replace(weights, state=(0,) * len(weights.learning))
+            kernels_before = trace.num_products * min(-(-load.facts.get("rows", 1) // ASKED_AT_ONCE), load.worst.num_positions)
+            before = self._footprint(trace, weights, device=device, num_kernels=kernels_before)
         start_training(method)
         there = second_networks(method)
         accumulates = len(load.traced) > 1
         state = [eight_bit_state(one, sharing.share(one)) for one in kept if one.learns] if trainer.optimizer == "adamw_8bit" else []
         weights = weights_of(kept, {name: sizes[name] for name in there}, sharing, accumulates=accumulates, state=tuple(state))
         trace = trace_step(method, shapes=load.traced, mean_tokens=load.mean_tokens, others=list(there.values()), **how)
-        training = self._footprint(trace, weights, load, device=device, group=sharing.num_devices > 1)
+        num_kernels = kernels_before + trace.num_products * load.num_sizes
+        training = self._footprint(trace, weights, device=device, num_kernels=num_kernels, group=sharing.num_devices > 1)
         found = training
         if before is not None:
             gone = [name for name in others if name not in there]
@@ -221,7 +225,13 @@ class TrainingPlan:
             told.append("Answers that the student writes itself are not traced: their keys and values, and rows longer than those of the data, come on top.")
         return replace(found, told=(*told, *found.told))
 
-    def _footprint(self, trace: Trace, weights: Weights, load: Load, *, device: Device, group: bool = False) -> Footprint:
+    def _asked(self, worst: BatchShape) -> BatchShape:
+        """The largest batch that is asked about before training, whatever the micro-batches of training are."""
+        sequences = ASKED_AT_ONCE * (2 if self.config.method.learns == "pairs" else 1)
+        share = sequences / worst.num_sequences
+        return BatchShape(sequences, worst.num_positions, round(worst.num_supervised * share), round(worst.num_tokens * share), False)
+
+    def _footprint(self, trace: Trace, weights: Weights, *, device: Device, num_kernels: int, group: bool = False) -> Footprint:
         """Memory at the peak of a trace, with what no trace sees."""
         from largeforge.plan.heap import replayed_peak
 
@@ -237,7 +247,7 @@ class TrainingPlan:
         kept = sum(memory[name] for name in ("weights", *weights.others, "gradients", "optimizer"))
         passing = (live if heap is None else max(live, heap + sum(mapped))) - kept
         memory["allocator"] = int(kept + passing * calibration.heap_factor) - live
-        num_kernels = min(KEPT_KERNELS, trace.num_products * load.num_sizes)
+        num_kernels = min(KEPT_KERNELS, num_kernels)
         grouped = group and device.kind == "cuda"
         memory["libraries"] = calibration.runtime_bytes + calibration.kernel_bytes * num_kernels + (GROUP_CUDA_BYTES if grouped else 0)
         if not memory["gathered"]:

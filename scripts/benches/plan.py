@@ -203,7 +203,6 @@ def method_cases() -> list[Case]:
     asked = {
         "dpo LoRA, adapter switched off": ["task=dpo", "model=smollm2"],
         "dpo full, a second model": ["task=dpo", "model=nano", "adapter=none"],
-        "dpo full, asked once": ["task=dpo", "model=nano", "adapter=none", "method.reference_logprobs=cached"],
         "dpo LoRA, a second model": ["task=dpo", "model=smollm2", "reference=smollm2"],
         "orpo LoRA": ["task=orpo", "model=smollm2"],
         "kto LoRA": ["task=kto", "model=smollm2"],
