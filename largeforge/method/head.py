@@ -33,6 +33,9 @@ class SupervisedHead:
         self.network = network
         self.head: nn.Module = network.get_output_embeddings()
         self.attention = ExampleAttention(network)
+        # transformers keeps packed examples apart under flash only in a batch of one row, and mixes them in silence in any other
+        # (modeling_flash_attention_utils._is_packed_sequence): rows are laid out as one, since positions start again in each
+        self.as_one = str(getattr(getattr(network, "config", None), "_attn_implementation", "")).startswith("flash")
         self.chunked: bool | None = None if type(self.head) is nn.Linear and self.head.bias is None else False
 
     def nll(self, batch: TokenBatch) -> Tensor:
@@ -72,17 +75,20 @@ class SupervisedHead:
     def _forward(self, batch: TokenBatch, predicts_BT: Tensor, *, logits_rows: int | None = None) -> tuple[Tensor, Tensor]:
         """Run the network; the head sees the chosen rows alone. Returns logits and what the head could have seen [N, H]."""
         seen: list[Tensor] = []
+        ids_BT, position_ids_BT = batch.input_ids_BT, batch.position_ids_BT
+        if self.as_one:
+            ids_BT, position_ids_BT, predicts_BT = ids_BT.reshape(1, -1), position_ids_BT.reshape(1, -1), predicts_BT.reshape(1, -1)
 
         def keep(module: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
             seen.append(arguments[0][predicts_BT])
             return (seen[0] if logits_rows is None else seen[0][:logits_rows].detach(), *arguments[1:])
 
         # entered before the hook is there: it may try the network out
-        with self.attention.within(batch.position_ids_BT):
+        with self.attention.within(position_ids_BT):
             handle = self.head.register_forward_pre_hook(keep)
             try:
                 # no attention mask and no cache: only then does transformers keep packed examples apart by their positions
-                output = self.network(input_ids=batch.input_ids_BT, position_ids=batch.position_ids_BT, use_cache=False)
+                output = self.network(input_ids=ids_BT, position_ids=position_ids_BT, use_cache=False)
             finally:
                 handle.remove()
         return output.logits, seen[0]
