@@ -17,7 +17,9 @@ from pathlib import Path
 from largeforge.artifact import user_cache, write_atomically
 
 MIB = 1 << 20
-KEPT_KERNELS = 1024  # capacity of oneDNN's cache of kernels
+# oneDNN's cache keeps 1,024 kernels, and what it threw out leaves holes: memory of runs over many batch sizes stops growing at that of so
+# many (nano, rows of 6 to 300 words, one by one: 833 MiB after 40 steps, 1,028 after 200, 1,043 after 400).
+KEPT_KERNELS = 1440
 
 
 @dataclass(frozen=True)
