@@ -26,7 +26,7 @@ def test_words_that_may_follow(put: Put) -> None:
     assert complete(["task=sft", "adapter.r"]) == ["adapter.r=", "adapter.rslora="]
     assert complete(["task=sft", "trainer.precision="]) == [f"trainer.precision={word}" for word in ("auto", "fp32", "bf16", "fp16")]
     assert complete(["task=sft", "adapter.rslora=t"]) == ["adapter.rslora=true"]
-    assert complete(["task=sft", "trainer.checkpoint."]) == [f"trainer.checkpoint.{key}=" for key in ("every_steps", "keep_last", "keep_best")]
+    assert complete(["task=sft", "trainer.checkpoint.keep"]) == [f"trainer.checkpoint.{key}=" for key in ("keep_last", "keep_best")]
     assert "model=nano,smollm2" in complete(["-m", "task=sft", "model=nano,sm"])
     assert complete(["task=chat", "adapt"]) == []
     assert complete(["--ver"]) == ["--version"]

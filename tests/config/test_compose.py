@@ -39,7 +39,7 @@ def test_composes_a_typed_config() -> None:
     assert composed.task == "sft"
     assert composed.choices["model"] == "nano"
     assert composed.values["model"]["_target_"] == "largeforge.model.nano.Nano"
-    assert composed.values["trainer"]["checkpoint"] == {"every_steps": 0, "keep_last": 1, "keep_best": 0}
+    assert composed.values["trainer"]["early_stopping"] == {"metric": "validation_loss", "mode": "min", "patience": 0, "min_delta": 0.0}
 
 
 def test_a_choice_chooses_for_other_groups() -> None:
