@@ -31,13 +31,15 @@ class KTO(Referenced):
         self.divergence = 0.0
 
     def before_step(self, batches: Sequence[AnswerBatch]) -> Sequence[AnswerBatch]:
-        """Estimate z over the whole step."""
+        """Estimate z over the whole step; in validation over the micro-batch."""
         total, count = 0.0, 0
         for batch in batches:
             if batch.mismatched is not None:
                 total += float(self._ratio(batch.mismatched).sum())
                 count += batch.mismatched.num_answers
-        sums = self._over_ranks({"total": total, "count": float(count)})
+        sums: dict[str, float] = {"total": total, "count": float(count)}
+        if self.training:  # a validation micro-batch is measured by itself, so that it is on any number of ranks
+            sums = self._over_ranks(sums)
         self.divergence = max(0.0, sums["total"] / sums["count"]) if sums["count"] else 0.0
         return batches
 
