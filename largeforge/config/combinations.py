@@ -201,6 +201,15 @@ def _fp16_on_cpu(view: _View) -> tuple[str, str, str] | None:
     return None
 
 
+def _attention(view: _View) -> tuple[str, str, str] | None:
+    kind = view["model.attention"]
+    if kind in ("flash", "flex") and str(view["trainer._target_"]).endswith(".CPU"):
+        return "model.attention", f"{kind} runs on a GPU; on trainer=cpu one of: sdpa, eager", "model.attention=sdpa"
+    if kind == "flash" and view["trainer.precision"] == "fp32":
+        return "model.attention", "flash computes in bf16 or fp16; with trainer.precision=fp32 one of: sdpa, eager, flex", "model.attention=sdpa"
+    return None
+
+
 def _context(view: _View) -> tuple[str, str, str] | None:
     longest, context = view["data.max_length"], view["model.shape.max_position_embeddings"]
     if longest > context:
@@ -330,6 +339,7 @@ RULES: tuple[Rule, ...] = (
     _early_stopping_steps,
     _allow_changes,
     _fp16_on_cpu,
+    _attention,
     _context,
     _heads,
     _device,

@@ -13,10 +13,11 @@ import torch
 
 from largeforge.contract import LoadedModel, Reference
 from largeforge.errors import ModelError
+from largeforge.model.attention import outlined, runnable
 from largeforge.model.config import ModelConfig
 from largeforge.model.dtype import held_dtype
-from largeforge.model.folder import TOKENIZER_FILES, check_folder
-from largeforge.model.shape import differences, network_config
+from largeforge.model.folder import TOKENIZER_FILES, check_folder, read_json
+from largeforge.model.shape import differences, impossible, network_config
 from largeforge.model.template import settle_template
 
 if TYPE_CHECKING:
@@ -61,6 +62,7 @@ class Source:
         Raises:
             ModelError: the model cannot be had, is not whole, or has no chat template.
         """
+        runnable(self.config.attention)  # told before anything is fetched
         place = self.place()
         tokenizer = self.tokenizer(place.folder)
         notes = settle_template(tokenizer, self.config.chat_template, name=place.name)
@@ -99,9 +101,12 @@ class Source:
         if tokenizer is None and self.config.chat_template is not None:
             notes.append(f"The chat template is declared in the config: {self.config.chat_template.splitlines()[0][:60]}.")
         with torch.device("meta"):
-            network: PreTrainedModel = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
-                config, dtype=self.dtype(trainable, precision, adapter), attn_implementation=self.config.attention
-            )
+            try:
+                network: PreTrainedModel = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
+                    config, dtype=self.dtype(trainable, precision, adapter), attn_implementation=outlined(self.config.attention)
+                )
+            except ValueError as fault:
+                raise impossible(fault) from fault
             network = quant.outlined(network, precision=precision) if quant is not None else network
             network = self.carried(network, folder)
             network = adapter.apply(network) if adapter is not None else network.requires_grad_(trainable)
@@ -175,10 +180,13 @@ def read_network(folder: Path, *, dtype: torch.dtype, attention: str, arguments:
     from transformers import AutoModelForCausalLM
 
     quietly()
+    if "quantization_config" in arguments and "quantization_config" in read_json(folder / "config.json"):
+        # transformers would take the model's own way, and leave the one asked for out
+        raise ModelError(f"{folder} holds weights that are quantized already.", next_step="quant=none, or the model before it was quantized")
     read: Any = AutoModelForCausalLM.from_pretrained
     try:
         network, info = read(
-            folder, dtype=dtype, attn_implementation=attention, local_files_only=True, use_safetensors=True, output_loading_info=True, **arguments
+            folder, dtype=dtype, attn_implementation=runnable(attention), local_files_only=True, use_safetensors=True, output_loading_info=True, **arguments
         )
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as fault:
         raise ModelError(

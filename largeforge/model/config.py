@@ -31,7 +31,7 @@ class ModelConfig(PartConfig):
     path: str | None = Field(description="Local folder, artifact or Hub id (org/name); null where the choice brings its own weights.")
     revision: str | None = Field(description="Commit, tag or branch on the Hub; null is the newest.")
     dtype: Literal["auto", "fp32", "bf16", "fp16"] = Field(description="How frozen weights are held; auto follows the trainer's precision.")
-    attention: Literal["sdpa", "eager"] = Field(description="Attention kernel.")
+    attention: Literal["sdpa", "eager", "flash", "flex"] = Field(description="Attention kernel; flash and flex need an NVIDIA GPU, flash needs flash-attn too.")
     chat_template: str | None = Field(description="chatml, a .jinja file or a template's text; null is the model's own.")
     shape: Shape | None = Field(description="Architecture for planning offline; null reads it from the model's config.json.")
 

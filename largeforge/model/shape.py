@@ -17,8 +17,9 @@ def network_config(shape: Shape, **more: Any) -> PretrainedConfig:
     """Return the transformers config of `shape`; `more` are fields that only some models need (token ids, epsilon).
 
     Raises:
-        ModelError: transformers has no such architecture.
+        ModelError: transformers has no such architecture, or it cannot have such widths.
     """
+    from huggingface_hub.errors import StrictDataclassError
     from transformers import CONFIG_MAPPING
 
     if shape.model_type not in CONFIG_MAPPING:
@@ -29,8 +30,16 @@ def network_config(shape: Shape, **more: Any) -> PretrainedConfig:
     values = shape.model_dump(exclude={"model_type", "rope_theta"})
     rope = {"rope_theta": shape.rope_theta, "rope_type": "default"}
     kind: Any = CONFIG_MAPPING[shape.model_type]
-    config: PretrainedConfig = kind(**values, rope_parameters=rope, **more)
+    try:
+        config: PretrainedConfig = kind(**values, rope_parameters=rope, **more)
+    except (ValueError, TypeError, StrictDataclassError) as fault:
+        raise impossible(fault.__cause__ or fault) from fault
     return config
+
+
+def impossible(fault: BaseException) -> ModelError:
+    """Return the error for an architecture that cannot be built."""
+    return ModelError(f"model.shape cannot be built: {fault}", next_step="widths and heads as in the config.json of a model of this architecture")
 
 
 def differences(shape: Shape, config: PretrainedConfig) -> list[str]:

@@ -90,6 +90,8 @@ def test_the_example_of_our_style(put: Put) -> None:
         ("task=sft trainer.early_stopping.mode=max", "trainer.early_stopping.mode", "nothing is judged by it"),
         ("task=sft trainer.checkpoint.keep_best=1 data.validation=0.1 trainer.early_stopping.min_delta=1", "trainer.early_stopping.min_delta", "patience"),
         ("task=sft trainer=cpu trainer.precision=fp16", "trainer.precision", "fp16 trains on a GPU"),
+        ("task=sft trainer=cpu model.attention=flex", "model.attention", "runs on a GPU"),
+        ("task=sft trainer=gpu trainer.precision=fp32 model.attention=flash", "model.attention", "bf16 or fp16"),
         ("task=sft model=nano data.max_length=4096", "data.max_length", "at most 2048"),
         ("task=sft plan=rtx4091", "plan", "a device: "),
         ("task=sft --config-dir nowhere", "--config-dir", "no such folder"),
