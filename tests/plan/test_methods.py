@@ -73,6 +73,7 @@ def test_distillation_is_planned(cache: Path) -> None:
     assert plan_of("distill", "teacher=nano", "method.on_policy.share=0.5").notes != plain.notes
 
 
+@pytest.mark.slow
 def test_where_asking_before_needs_more_than_training(cache: Path) -> None:
     """A teacher of 8B parameters that is asked once beside a student of 1B: the peak comes before training, eight rows at a time, and is the plan's."""
     words = ["task=distill", "model=llama3_2_1b", "teacher=llama3_1_8b", "plan=rtx4090", "adapter=lora", "data.packing=false", "trainer.micro_batch_size=1"]
@@ -84,6 +85,7 @@ def test_where_asking_before_needs_more_than_training(cache: Path) -> None:
     assert any("That is the peak of the run" in note for note in once.notes)
 
 
+@pytest.mark.slow
 def test_three_layers_stand_for_a_second_model_too(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     words = ["task=dpo", "model=qwen3_0_6b", "reference=llama3_2_1b", "model.shape.vocab_size=128256", "model.shape.num_hidden_layers=6", "plan=l4"]
     words += ["adapter=none", "trainer.micro_batch_size=2", "reference.shape.num_hidden_layers=7"]
@@ -147,7 +149,7 @@ def test_ddp_holds_all_and_shares_rows(cache: Path) -> None:
     assert one.needed_bytes == one.peak_bytes
 
 
-@pytest.mark.parametrize(("devices", "nodes"), [(2, 1), (8, 1), (8, 8)])
+@pytest.mark.parametrize(("devices", "nodes"), [pytest.param(2, 1, marks=pytest.mark.slow), pytest.param(8, 1, marks=pytest.mark.slow), (8, 8)])
 def test_70b_on_2_to_64_devices(devices: int, nodes: int, cache: Path) -> None:
     """Proves SYS-S-002 as a plan: of 70B in full each device holds its share of weights and moments, and whole only what computes."""
     plan = planned(
@@ -169,6 +171,7 @@ def test_70b_on_2_to_64_devices(devices: int, nodes: int, cache: Path) -> None:
     assert not plan.fits  # activations of 80 layers: they are computed again, or it does not fit
 
 
+@pytest.mark.slow
 def test_70b_fits_64_devices(cache: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Proves SYS-S-002 as a plan, from the command line: LoRA, and all weights where activations are computed again."""
     words = ["task=sft", *SEVENTY, "trainer.strategy=fsdp", "trainer.devices=8", "trainer.nodes=8"]
