@@ -382,8 +382,8 @@ class Trainer(Protocol):
 class Tracker(Protocol):
     """Where curves go."""
 
-    def logger(self) -> Logger | None:
-        """A Lightning logger that writes under the run's folder; None is none."""
+    def loggers(self) -> list[Logger]:
+        """Lightning loggers that write under the run's folder or to a server; a run that goes on, goes on in the same curves."""
 
 
 # ---- talking and measuring ----

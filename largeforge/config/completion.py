@@ -28,8 +28,9 @@ def complete(words: Sequence[str]) -> list[str]:
     library = Library(tuple(_config_dirs(before)))
     key, equals, value = current.partition("=")
     if equals and library.is_group(key.partition("@")[0]):
-        *kept, last = value.split(",")
-        head = ",".join([*kept, ""]) if kept else ""
+        listed = "[" if value.startswith("[") else ""  # tracker=[csv,wan
+        *kept, last = value.removeprefix("[").split(",")
+        head = listed + (",".join([*kept, ""]) if kept else "")
         return [f"{key}={head}{choice}" for choice in library.choices(key.partition("@")[0]) if choice.startswith(last)]
     return _typed(before, current, library)
 

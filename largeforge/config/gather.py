@@ -25,6 +25,8 @@ from largeforge.config.yaml_file import YamlFile, read_yaml
 
 PATH_CHOICE = {"model": "hf", "data": "chat"}
 """model=<path or org/name> means model=hf model.path=...; data=<path> means data=chat data.path=..., data=<artifact> data=artifact data.path=..."""
+SEVERAL = "several"
+"""The choice of a group that a list of its other choices means: tracker=[tensorboard,wandb]."""
 ROWS_TASKS = ("prepare",)
 """Tasks that read rows of any kind: there data=<path>, an artifact's too, means data=rows data.path=..."""
 ARTIFACT_TASKS = ("inspect", "push")
@@ -114,6 +116,14 @@ class _Gathering:
         name = setting.value if isinstance(setting.value, str) else text
         self.chosen_by[key] = setting
         known = self.library.choices(group)
+        if SEVERAL in known and not package:
+            # a list is taken whole: one of a recipe is not mixed into that of the command line
+            chosen.update({f"{group}@{group}.{one}": None for one in known})
+        if isinstance(setting.value, list) and SEVERAL in known and not package:
+            chosen[key] = SEVERAL
+            for one in self._listed(group, setting, known):
+                chosen[f"{group}@{group}.{one}"] = one
+            return
         if setting.value is None or isinstance(setting.value, list) or not text:
             if group == "recipe" and setting.value is None:
                 chosen[key] = None
@@ -133,6 +143,21 @@ class _Gathering:
             self._stand_in(f"{group}/{name}")
         else:
             chosen[key] = name
+
+    def _listed(self, group: str, setting: Setting, known: list[str]) -> list[str]:
+        """The choices of a list, each once; an unknown one is told, and its nearest stands in."""
+        single = [choice for choice in known if choice not in (SEVERAL, "none")]
+        names = [str(name) for name in setting.value]
+        wrong = [name for name in dict.fromkeys(names) if name not in single]
+        found = [name if name in single else nearest(name, single) for name in names]
+        sound = list(dict.fromkeys(name for name in found if name is not None))
+        for name in wrong:
+            near = nearest(name, single)
+            told = f"{name} is no such choice; one of: {', '.join(single)}{f'; nearest: {near}' if near else ''}"
+            self.it.findings.append(Finding(group, setting.text or "", told, setting.origin, f"{group}=[{','.join(sound)}]" if sound else "", setting.word))
+        if not names:
+            self.it.findings.append(Finding(group, "[]", f"a list of: {', '.join(single)}; or none", setting.origin, f"{group}=none", setting.word))
+        return sound
 
     def _choice_of_path(self, group: str, path: str) -> str:
         if group == "data" and any(word == f"task={task}" for task in ROWS_TASKS for word in self.it.flags.words):
@@ -278,6 +303,8 @@ class _Gathering:
         for key, (choice, container) in order.unused.items():
             if container is not None and not container.startswith("recipe/"):
                 continue
+            if "@" in key and SEVERAL in self.library.choices(key.partition("@")[0]):
+                continue  # a list that another choice took the place of
             setting = self.chosen_by.get(key)
             if task is None or (setting is None and container is None):
                 continue

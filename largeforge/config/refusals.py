@@ -11,9 +11,11 @@ from typing import Any
 
 from largeforge.config.command_line import SHORT
 from largeforge.config.finding import Finding
-from largeforge.config.places import shown
+from largeforge.config.places import Library, shown
 from largeforge.config.yaml_file import YamlFile
 
+LISTS = ("tracker",)
+"""Groups of which a recipe may choose several, as a list."""
 USERS_OWN = {"trust": "only the command line or ~/.largeforge/settings.yaml may trust a package", "folder": "only the command line may say where a run goes"}
 _KEY = re.compile(r"\.*[A-Za-z_]\w*(?:\.\w+|\[\d+\])*")
 _CHOICE = re.compile(r"[A-Za-z0-9_][\w.+-]*(?:/[A-Za-z0-9_][\w.+-]*)*")
@@ -108,6 +110,16 @@ def _defaults(file: YamlFile, *, recipe: bool, name: str) -> tuple[list[Any], li
                 tell(place, item, "a group may be used a second time under a plain name, such as model@teacher")
             elif not _GROUP.fullmatch(group) or not set(keywords) <= {"override", "optional"}:
                 tell(place, item, "no group; write override /model: nano")
+            elif (
+                recipe
+                and isinstance(choice, list)
+                and group in LISTS
+                and not package
+                and all(isinstance(one, str) and _CHOICE.fullmatch(one) for one in choice)
+            ):
+                last.append({f"override /{group}": "several"})
+                # the others by null: a list is taken whole, over that of a recipe which this one extends
+                last.extend({f"override /{group}@{group}.{one}": one if one in choice else None} for one in dict.fromkeys([*choice, *Library().choices(group)]))
             elif choice is not None and not (isinstance(choice, str) and _CHOICE.fullmatch(choice)):
                 tell(place, item, f"the name of one choice of {group}")
             elif recipe and group == "recipe":

@@ -12,8 +12,10 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from largeforge.config.fields import RefusedTarget, config_class, group_of, part_class, typed_member
+from largeforge.config.gather import SEVERAL
 from largeforge.config.help import title_of
 from largeforge.config.places import Library
+from largeforge.config.refusals import LISTS
 from largeforge.config.typed import PartConfig, Typed
 from largeforge.config.yaml_file import read_yaml, target_of
 from largeforge.task.config import RootConfig
@@ -59,8 +61,10 @@ def _defaults(library: Library) -> dict[str, Any]:
     groups: dict[str, Any] = {}
     for group in library.groups():
         described = [{"const": name, "description": title_of(library.file_of(f"{group}/{name}"))} for name in library.choices(group)]
+        names = [one["const"] for one in described if one["const"] not in (SEVERAL, "none")]
+        several = [{"type": "array", "items": {"enum": names}, "minItems": 1, "uniqueItems": True}] if group in LISTS else []
         for key in (f"override /{group}", group):
-            groups[key] = {"oneOf": described, "description": f"Choice of {group}."}
+            groups[key] = {"oneOf": [*described, *several], "description": f"Choice of {group}."}
     repeated = {"^(override )?/?[a-z][a-z0-9_/]*(@[a-z][a-z0-9_]*)?$": {"type": ["string", "null"]}}
     item = {"type": "object", "minProperties": 1, "maxProperties": 1, "properties": groups, "patternProperties": repeated, "additionalProperties": False}
     recipes = [f"/recipe/{name}" for name in library.recipes()]

@@ -97,7 +97,7 @@ class Train:
     def assemble(self, run: Run) -> Assembled:
         """Build what trains: trainer, model, rows and method, with what must be known about every row computed."""
         config = self.config
-        tracker: Tracker = build(config.tracker, folder=run.folder)
+        tracker: Tracker = build(config.tracker, folder=run.folder, values=run.composed.values, name=config.name)
         storage: Storage = build(config.storage, progress=run.progress)
         trainer: Trainer = build(config.trainer, tracker=tracker, run=run, storage=storage)
         quant: Quant = build(config.quant)

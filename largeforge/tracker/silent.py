@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
+
+from lightning.pytorch.loggers import Logger
 
 from largeforge.tracker.config import SilentConfig
 
@@ -10,8 +13,8 @@ from largeforge.tracker.config import SilentConfig
 class Silent:
     """Writes nothing."""
 
-    def __init__(self, config: SilentConfig, *, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, config: SilentConfig, *, folder: Path, values: dict[str, Any], name: str | None) -> None:
+        pass
 
-    def logger(self) -> None:
-        return None
+    def loggers(self) -> list[Logger]:
+        return []

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
-from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.loggers import Logger, TensorBoardLogger
 
 from largeforge.tracker.config import TensorBoardConfig
 
@@ -12,8 +13,8 @@ from largeforge.tracker.config import TensorBoardConfig
 class TensorBoard:
     """Writes `<run>/tensorboard`."""
 
-    def __init__(self, config: TensorBoardConfig, *, folder: Path) -> None:
+    def __init__(self, config: TensorBoardConfig, *, folder: Path, values: dict[str, Any], name: str | None) -> None:
         self.folder = folder
 
-    def logger(self) -> TensorBoardLogger:
-        return TensorBoardLogger(save_dir=self.folder, name="tensorboard", version="")
+    def loggers(self) -> list[Logger]:
+        return [TensorBoardLogger(save_dir=self.folder, name="tensorboard", version="")]

@@ -213,7 +213,7 @@ class Trainer:
             check_val_every_n_epoch=None,
             # what Lightning calls a sanity check is the validation before the first step, of all rows
             num_sanity_val_steps=-1 if self.config.validate_first and window.start_step == 0 else 0,
-            logger=(self.run.leads and self.tracker.logger()) or False,
+            logger=(self.run.leads and self.tracker.loggers()) or False,
             callbacks=callbacks,
             enable_checkpointing=False,
             enable_progress_bar=False,
