@@ -26,10 +26,11 @@ def make_optimizer(name: str, groups: list[dict[str, Any]], *, learning_rate: fl
     """
     if name == "adamw_8bit":
         try:
-            from bitsandbytes.optim import AdamW8bit
+            from bitsandbytes import optim
         except ImportError as fault:
             raise MissingExtra("bitsandbytes", extra="quant") from fault
-        eight_bit: torch.optim.Optimizer = AdamW8bit(groups, lr=learning_rate)
+        make: Any = optim.AdamW8bit  # type: ignore[attr-defined]
+        eight_bit: torch.optim.Optimizer = make(groups, lr=learning_rate)
         return eight_bit
     if name == "adafactor":
         # torch's own scales the rate by the size of each tensor, which is nothing for fresh LoRA weights; here the rate is what the user set

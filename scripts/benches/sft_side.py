@@ -116,7 +116,6 @@ def ours(composed: Any, facts: dict[str, Any], clock: Clock) -> tuple[int, list[
     from largeforge.build import build
     from largeforge.console import Console
     from largeforge.run import Run
-    from largeforge.trainer.base import Trainer
 
     losses: list[float] = []
 
@@ -125,17 +124,12 @@ def ours(composed: Any, facts: dict[str, Any], clock: Clock) -> tuple[int, list[
             losses.append(float(outputs["loss"]))
             clock.step_ended()
 
-    original = Trainer._lightning
-
-    def with_hook(self: Any, window: Any, *, callbacks: list[Any]) -> Any:
-        return original(self, window, callbacks=[*callbacks, Hook()])
-
-    Trainer._lightning = with_hook  # type: ignore[method-assign]
     config = composed.config
     folder = Path(config.folder)
     folder.mkdir()
     run = Run(composed, folder=folder, progress=Console(live=False))
-    trainer = build(config.trainer, tracker=build(config.tracker, folder=folder), run=run)
+    trainer = build(config.trainer, tracker=build(config.tracker, folder=folder, values={}, name=None), run=run)
+    trainer.watchers.append(Hook())
     torch.manual_seed(0)
     adapter = build(config.adapter, seed=0)
     model = build(config.model).load(trainable=True, precision=trainer.precision, quant=build(config.quant), adapter=adapter)
