@@ -138,7 +138,7 @@ def ours(composed: Any, facts: dict[str, Any], clock: PeakClock) -> dict[str, An
         self.watchers.append(Hook())
         return fit(self, *arguments)
 
-    Trainer.fit = watched  # type: ignore[method-assign]
+    Trainer.fit = watched  # type: ignore[method-assign, assignment]
     folder = Path(composed.config.folder)
     folder.mkdir()
     story = find(composed.config.task.target)(composed.config)
