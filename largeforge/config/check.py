@@ -70,6 +70,8 @@ class _Check:
 
     def run(self) -> tuple[RootConfig | None, dict[str, Any], list[Finding]]:
         values = self.it.resolved
+        if self.it.flags.trial:
+            self._let_go(values)
         root = self._root()
         self._find_parts(root, values, "")
         self.keys = {key.path: key for key in keys_of(root, parts=self.parts)}
@@ -87,6 +89,12 @@ class _Check:
         if self.findings or not isinstance(config, RootConfig):
             return None, {}, self.findings
         return config, self._plain_masked(config), []
+
+    def _let_go(self, values: dict[str, Any]) -> None:
+        """Drop what a recipe says of a part that a trial goes without."""
+        for group, choice in self.it.choices.items():
+            if choice == "none" and isinstance(values.get(group), dict):
+                values[group] = {"_target_": values[group].get("_target_")}
 
     # ---- what types what ----
 

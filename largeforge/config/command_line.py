@@ -52,6 +52,8 @@ class Flags:
     Args:
         words: settings as typed, `key=value`.
         argv: everything as typed.
+        trial: what a proof gives its own processes: a recipe that was checked as it is, with changes. Keys that `none` does not have, and settings
+            that nothing would look at any more, are let pass.
     """
 
     words: tuple[str, ...]
@@ -65,6 +67,7 @@ class Flags:
     metric: str = "loss"
     completion: str | None = None
     config_dirs: tuple[str, ...] = ()
+    trial: bool = False
 
 
 def read_flags(argv: Sequence[str]) -> Flags:
@@ -79,6 +82,7 @@ def read_flags(argv: Sequence[str]) -> Flags:
     parser.add_argument("--metric", default="loss")
     parser.add_argument("--completion", choices=["bash", "zsh", "fish"])
     parser.add_argument("--config-dir", "-cd", action="append", default=[])
+    parser.add_argument("--trial", action="store_true")  # no user's: the help does not show it
     parser.add_argument("words", nargs="*")
     known = [name for action in parser._actions for name in action.option_strings]
     for word in argv:
@@ -101,6 +105,7 @@ def read_flags(argv: Sequence[str]) -> Flags:
         metric=found["metric"],
         completion=found["completion"],
         config_dirs=tuple(found["config_dir"]),
+        trial=found["trial"],
     )
 
 

@@ -67,6 +67,8 @@ class Composition:
         Returns:
             (key, value, origin, word of the command line or "") of every such key, and of every choice of a group made on the command line.
         """
+        if self.flags.trial:
+            return []
         shipped_of: dict[str, bool] = {}
 
         def is_users(setter: Setter) -> bool:

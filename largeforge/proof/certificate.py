@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import platform
+import subprocess
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,7 +14,7 @@ from typing import Any
 from largeforge import __version__
 from largeforge.artifact import write_atomically
 from largeforge.config.lock import PACKAGES, version_of
-from largeforge.errors import CheckFailed
+from largeforge.errors import EXIT_DOES_NOT_FIT, EXIT_USER, CheckFailed, DoesNotFit, InputError, LargeForgeError
 from largeforge.report import Section, write_report
 from largeforge.run import Run
 
@@ -95,7 +97,36 @@ def words_of(run: Run, changes: dict[str, Any], *, without: Sequence[str] = ()) 
     """The run's command line with other values: what a child process is given."""
     dropped = {*changes, *without}
     kept = [word for word in run.composed.argv if word.partition("=")[0].lstrip("+~") not in dropped]
-    return [*kept, *(f"{key}={_word(value)}" for key, value in changes.items())]
+    return [*kept, "--trial", *(f"{key}={_word(value)}" for key, value in changes.items())]
+
+
+def alone(run: Run) -> None:
+    """Raise InputError in one of several processes: a proof starts the ones it needs."""
+    if run.rank.world_size > 1:
+        raise InputError(
+            f"verify={run.config.verify} in one of {run.rank.world_size} processes: a proof starts its own.",
+            next_step=f"without torchrun or srun: {run.command()}",
+        )
+
+
+def finished(run: Run, words: Sequence[str]) -> None:
+    """Run a command line of LargeForge to its end in a process of its own.
+
+    Raises:
+        InputError, DoesNotFit, Interrupted: it ended so, and says why.
+        CheckFailed: it ended in any other way than well.
+    """
+    done = subprocess.run([sys.executable, "-m", "largeforge", *words], capture_output=True, text=True)
+    if done.returncode or run.stop_asked:
+        raise fault_of(run, done.returncode, f"{done.stdout[-2000:]}{done.stderr[-2000:]}".strip())
+
+
+def fault_of(run: Run, code: int, said: str) -> LargeForgeError:
+    """What a process that ended with an exit code other than 0 means here."""
+    if run.stop_asked or code in (130, 143):
+        return run.interrupt("Interrupted; nothing is proven.", next_step=run.command())
+    kind = {EXIT_USER: InputError, EXIT_DOES_NOT_FIT: DoesNotFit}.get(code, CheckFailed)
+    return kind(f"A run of this recipe ended with exit code {code}:\n{said}")
 
 
 def _stands(values: dict[str, Any], key: str) -> Any:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from largeforge.proof.certificate import Certificate
+from largeforge.proof.certificate import Certificate, alone
 from largeforge.proof.formulas import formula_of
 from largeforge.proof.invariance import changes_of
 from largeforge.proof.peers import Peer, peer_of
@@ -56,6 +56,7 @@ def prove(run: Run) -> None:
         CheckFailed: per-token losses, the loss or the gradient differ by more than 1e-5.
         MissingExtra: TRL is not installed.
     """
+    alone(run)
     changed = {**changes_of(run), **_comparable(run.config)}
     certificate = Certificate(
         "token ids and masks alike, the first step's losses and gradient are the peer's",
@@ -82,13 +83,14 @@ def prove(run: Run) -> None:
         gradient = {f"network.{key}": p.grad.detach().float().cpu() for key, p in kept.network.named_parameters() if p.grad is not None}
         tokens_apart = _per_token(kept, peer)
     shutil.rmtree(folder, ignore_errors=True)
-    certificate.facts = {"peer": peer.name, "rows": ROWS, "device": kept.device}
+    certificate.facts = {"peer": peer.name, "rows": changed["trainer.batch_size"], "device": kept.device}
     certificate.notes += [peer.differs] if peer.differs else []
     mean = float(kept.logprob_N.abs().mean())
     certificate.row("log p of each token (largest difference)", mean, mean, tokens_apart, f"{ALLOWED:g}", holds=tokens_apart <= ALLOWED)
     apart = relative(ours.losses[0], float(theirs.detach()))
     certificate.row("loss of the step", ours.losses[0], float(theirs.detach()), apart, f"{ALLOWED:g}", holds=apart <= ALLOWED)
-    apart = distance({key: value for key, value in ours.gradient.items() if key in gradient}, gradient)
+    missing = {key: torch.zeros_like(value) for key, value in ours.gradient.items() if key not in gradient}  # what the peer does not move
+    apart = distance(ours.gradient, gradient | missing)
     sizes = [float(sum(t.double().square().sum() for t in side.values()) ** 0.5) for side in (ours.gradient, gradient)]
     certificate.row("gradient of the step", *sizes, apart, f"{ALLOWED:g}", holds=apart <= ALLOWED)
     certificate.notes += _accumulated(kept, peer, float(theirs.detach()))

@@ -55,6 +55,9 @@ def peer_of(method: str, *, config: Any, network: Any, second: Any, tokenizer: A
         import trl  # noqa: F401
     except ImportError as fault:
         raise MissingExtra("trl", extra="proof") from fault
+    from datasets import disable_progress_bars
+
+    disable_progress_bars()  # of the one row that its trainers want to see
     make = {"SFT": _sft, "Pretrain": _sft, "DPO": _dpo, "KTO": _kto, "ORPO": _orpo, "Distill": _gkd}.get(method)
     if make is None:
         return None

@@ -16,9 +16,11 @@ import time
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from largeforge.artifact import read_artifact
 from largeforge.errors import CheckFailed
-from largeforge.proof.certificate import Certificate, words_of
+from largeforge.proof.certificate import Certificate, alone, fault_of, finished, words_of
 from largeforge.run import Run
 
 STEPS = 8
@@ -33,6 +35,7 @@ def prove(run: Run) -> None:
     Raises:
         CheckFailed: they differ, or a run ended by itself.
     """
+    alone(run)
     changed = {
         "verify": "none",
         "plan": False,
@@ -53,8 +56,8 @@ def prove(run: Run) -> None:
     certificate = Certificate(
         "a run that is killed and resumed takes the same batches and ends with the same losses and weights, bit for bit, as one that never was",
         COLUMNS,
-        changed={key: value for key, value in changed.items() if key.startswith("trainer.max")},
-        facts={"killed_at_step": at, "checkpoint_every_steps": EVERY},
+        changed={key: value for key, value in changed.items() if key not in ("verify", "plan")},
+        facts={"killed_at_step": at, "checkpoint_every_steps": EVERY, "device": _lock(whole)["facts"]["device"], "processes": run.config.trainer.devices},
         notes=[f"Killed with signal 9 when step {at} was written; a checkpoint stood every {EVERY} steps."],
     )
     for step in range(1, STEPS + 1):
@@ -84,9 +87,7 @@ def steps(folder: Path) -> dict[int, dict[str, Any]]:
 
 
 def _run(run: Run, changed: dict[str, Any], folder: Path) -> None:
-    done = subprocess.run(_command(run, changed, folder), capture_output=True, text=True)
-    if done.returncode:
-        raise CheckFailed(f"a run of this recipe ended with exit code {done.returncode}:\n{done.stdout[-2000:]}{done.stderr[-2000:]}".rstrip())
+    finished(run, _words(run, changed, folder))
 
 
 def _kill(run: Run, changed: dict[str, Any], folder: Path) -> int:
@@ -96,9 +97,9 @@ def _kill(run: Run, changed: dict[str, Any], folder: Path) -> int:
         shutil.rmtree(folder, ignore_errors=True)
         wanted = draw.randint(EVERY + 1, STEPS - 2)
         with (run.folder / "killed.log").open("w", encoding="utf-8") as said:
-            process = subprocess.Popen(_command(run, changed, folder), stdout=said, stderr=said, start_new_session=True)
+            process = subprocess.Popen([sys.executable, "-m", "largeforge", *_words(run, changed, folder)], stdout=said, stderr=said, start_new_session=True)
             try:
-                while process.poll() is None:
+                while process.poll() is None and not run.stop_asked:
                     taken = max(steps(folder), default=0)
                     if taken >= wanted:
                         os.killpg(process.pid, signal.SIGKILL)
@@ -111,10 +112,16 @@ def _kill(run: Run, changed: dict[str, Any], folder: Path) -> int:
         if process.returncode == -signal.SIGKILL:
             return max(steps(folder), default=0)
         if process.returncode:
-            raise CheckFailed(f"a run of this recipe ended with exit code {process.returncode}:\n{(run.folder / 'killed.log').read_text()[-2000:]}")
+            raise fault_of(run, process.returncode, (run.folder / "killed.log").read_text(encoding="utf-8")[-2000:].strip())
+        if run.stop_asked:
+            raise fault_of(run, 0, "")
     raise CheckFailed(f"the run ended before it could be killed, {ATTEMPTS} times: its steps are too quick to be met.")
 
 
-def _command(run: Run, changed: dict[str, Any], folder: Path) -> list[str]:
-    words = words_of(run, {**changed, "folder": folder}, without=("name", "resume"))
-    return [sys.executable, "-m", "largeforge", *words]
+def _lock(folder: Path) -> dict[str, Any]:
+    found: dict[str, Any] = yaml.safe_load((folder / "recipe.lock.yaml").read_text(encoding="utf-8"))
+    return found
+
+
+def _words(run: Run, changed: dict[str, Any], folder: Path) -> list[str]:
+    return words_of(run, {**changed, "folder": folder}, without=("name", "resume"))

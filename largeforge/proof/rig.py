@@ -28,15 +28,19 @@ class Steps:
 
     Args:
         losses: of each step, a mean over the step.
+        norms: of each step's gradient before clipping, as training measures them: in fp32, which in a model's whole gradient is good for 1e-4.
         gradient: of the first step, before clipping, by parameter (fp32, on the CPU).
         weights: of what learns, after the last step.
-        notes: what the data said of itself.
+        facts: what the data said of itself.
+        device: where they were taken.
     """
 
     losses: list[float] = field(default_factory=list)
+    norms: list[float] = field(default_factory=list)
     gradient: dict[str, Tensor] = field(default_factory=dict)
     weights: dict[str, Tensor] = field(default_factory=dict)
     facts: dict[str, Any] = field(default_factory=dict)
+    device: str = "cpu"
 
 
 class _Watcher(Callback):
@@ -49,6 +53,7 @@ class _Watcher(Callback):
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         self.steps.losses.append(float(outputs["loss"]))
+        self.steps.norms.append(float(outputs["gradient_norm"]))
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
         self.steps.weights = {name: p.detach().float().cpu().clone() for name, p in pl_module.named_parameters() if p.requires_grad}
@@ -83,7 +88,7 @@ def take_steps(run: Run, changes: dict[str, Any], *, before: Callable[[Any], Non
     if before is not None:
         before(parts)
     parts.trainer.fit(parts.method, parts.data)
-    steps.facts = parts.data.facts
+    steps.facts, steps.device = parts.data.facts, parts.trainer.device
     shutil.rmtree(folder)
     return steps
 
