@@ -68,5 +68,5 @@ class MLflow:
                 logger.log_hyperparams(self.values)
         except MlflowException as fault:
             raise InputError(f"MLflow does not take the run: {fault}", next_step="tracking_uri below tracker; null is a file in the run's folder") from fault
-        log.info("curves: mlflow server --backend-store-uri %s", uri if own else "...")
+        log.info("curves: %s", f"mlflow ui --backend-store-uri {uri}" if own else uri.partition("@")[2] or uri)
         return [logger]
