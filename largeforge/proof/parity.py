@@ -1,6 +1,6 @@
 """verify=parity: the loss and the gradient of the first step are those that TRL's trainer has for the same token ids and masks.
 
-Where TRL has no such method, the paper's formula over all logits at once stands in for it. In fp32 with dropout off.
+In fp32 with dropout off.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from largeforge.errors import InputError
 from largeforge.proof.certificate import Certificate, alone
-from largeforge.proof.formulas import formula_of
 from largeforge.proof.invariance import changes_of
 from largeforge.proof.peers import Peer, peer_of
 from largeforge.proof.rig import distance, relative, take_steps
@@ -73,9 +73,9 @@ def prove(run: Run) -> None:
     folder = run.folder / "trl"
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # TRL's and its libraries' own
-        peer = peer_of(
-            name, config=kept.method.config, network=kept.network, second=kept.second, tokenizer=kept.tokenizer, folder=folder, device=kept.device
-        ) or formula_of(name, config=kept.method.config, network=kept.network)
+        peer = peer_of(name, config=kept.method.config, network=kept.network, second=kept.second, tokenizer=kept.tokenizer, folder=folder, device=kept.device)
+        if peer is None:
+            raise InputError(f"{name} has no trainer in TRL to be compared with.", next_step="verify=invariance or verify=resume")
         kept.network.train()
         theirs = peer.loss(kept.batch)
         kept.network.zero_grad()

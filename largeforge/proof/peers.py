@@ -58,7 +58,7 @@ def peer_of(method: str, *, config: Any, network: Any, second: Any, tokenizer: A
     from datasets import disable_progress_bars
 
     disable_progress_bars()  # of the one row that its trainers want to see
-    make = {"SFT": _sft, "Pretrain": _sft, "DPO": _dpo, "KTO": _kto, "ORPO": _orpo, "Distill": _gkd}.get(method)
+    make = {"SFT": _sft, "Pretrain": _sft, "DPO": _dpo, "KTO": _kto, "ORPO": _orpo, "SimPO": _simpo, "Distill": _gkd}.get(method)
     if make is None:
         return None
     shared = {
@@ -164,15 +164,40 @@ def _orpo(config: Any, network: Any, second: Any, tokenizer: Any, shared: dict[s
     trainer = Oracle(model=network, args=arguments, train_dataset=table, processing_class=tokenizer)
 
     def loss(batch: AnswerBatch) -> Tensor:
-        padded = _padded(batch.tokens)
-        inputs: dict[str, Tensor] = {}
-        for name, first in (("chosen", 0), ("rejected", 1)):
-            ids, mask = (values[first::2] for values in padded.values())
-            inputs |= {f"{name}_input_ids": ids, f"{name}_attention_mask": mask, f"{name}_labels": ids.masked_fill(mask == 0, -100)}
-        found: Tensor = trainer.compute_loss(trainer.model, inputs)
+        found: Tensor = trainer.compute_loss(trainer.model, _pairs(batch, _padded(batch.tokens)["attention_mask"] == 1))
         return found
 
     return Peer("ORPOTrainer", network, loss, "TRL's ORPO trains the prompt too: method.train_on=all on our side.")
+
+
+def _simpo(config: Any, network: Any, second: Any, tokenizer: Any, shared: dict[str, Any]) -> Peer:
+    from datasets import Dataset
+    from trl.experimental.cpo import CPOConfig, CPOTrainer
+
+    class Oracle(CPOTrainer):  # type: ignore[misc]
+        def tokenize_row(self, feature: Any, *rest: Any) -> dict[str, Any]:
+            return {}
+
+    own = {"loss_type": "simpo", "cpo_alpha": 0.0, "beta": config.beta, "simpo_gamma": config.margin, "disable_dropout": True}
+    arguments = CPOConfig(**{**shared, "max_length": 1 << 20}, **own, remove_unused_columns=False)
+    table = Dataset.from_list([{"prompt": "", "chosen": "a", "rejected": "b"}])
+    trainer = Oracle(model=network, args=arguments, train_dataset=table, processing_class=tokenizer)
+
+    def loss(batch: AnswerBatch) -> Tensor:
+        found: Tensor = trainer.compute_loss(trainer.model, _pairs(batch, batch.tokens.supervised_BT))
+        return found
+
+    return Peer("CPOTrainer", network, loss, "SimPO is TRL's CPO with loss_type=simpo and cpo_alpha=0.")
+
+
+def _pairs(batch: AnswerBatch, labelled_BT: Tensor) -> dict[str, Tensor]:
+    """Chosen and rejected answers, each with its mask and its labels, as ORPO's and CPO's trainers take them."""
+    ids_BT, mask_BT = _padded(batch.tokens).values()
+    labels_BT = ids_BT.masked_fill(~labelled_BT, -100)
+    inputs: dict[str, Tensor] = {}
+    for name, first in (("chosen", 0), ("rejected", 1)):
+        inputs |= {f"{name}_input_ids": ids_BT[first::2], f"{name}_attention_mask": mask_BT[first::2], f"{name}_labels": labels_BT[first::2]}
+    return inputs
 
 
 def _gkd(config: Any, network: Any, second: Any, tokenizer: Any, shared: dict[str, Any]) -> Peer:
