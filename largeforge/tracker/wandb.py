@@ -32,13 +32,19 @@ class WandB:
             raise MissingExtra("wandb", extra="trackers")
         os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # wandb tells its makers of its own faults otherwise
         if config.mode == "online":
-            import wandb
+            self._look_in()
 
-            if not wandb.login(prompt=False):
-                raise InputError(
-                    "Curves go to Weights & Biases, and nobody is logged in there.",
-                    next_step="wandb login, or mode=offline below tracker, and wandb sync later",
-                )
+    def _look_in(self) -> None:
+        """Raise InputError where W&B would not take the run: said now, before a model is loaded."""
+        import wandb
+
+        offline = "mode=offline below tracker, and wandb sync later"
+        try:
+            there = wandb.login(prompt=False)
+        except (wandb.Error, ValueError) as fault:
+            raise InputError(f"Weights & Biases does not let this machine in: {fault}", next_step=f"wandb login; or {offline}") from fault
+        if not there:
+            raise InputError("Curves go to Weights & Biases, and nobody is logged in there.", next_step=f"wandb login; or {offline}")
 
     def loggers(self) -> list[Logger]:
         """One logger; a run that goes on is the same run on W&B.

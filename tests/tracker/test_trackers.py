@@ -130,6 +130,10 @@ def test_what_a_machine_cannot_do_is_told_before_anything_is_loaded(tmp_path: Pa
     with pytest.raises(InputError, match="nobody is logged in") as refused:
         WandB(wandb, **live)
     assert "mode=offline" in str(refused.value.next_step)
+    with monkeypatch.context() as patch:
+        patch.setenv("WANDB_API_KEY", "a key that W&B never gave")
+        with pytest.raises(InputError, match="does not let this machine in"):
+            WandB(wandb, **live)
     for uri in ("file:///tmp/mlruns", "mlruns", "./mlruns"):
         with pytest.raises(InputError, match="database or on a server"):
             MLflow(mlflow.model_copy(update={"tracking_uri": uri}), **live)
