@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from largeforge.config.compose import compose
-from largeforge.errors import EXIT_CHECK_FAILED, ConfigError
+from largeforge.errors import EXIT_CHECK_FAILED, EXIT_USER, ConfigError
 from largeforge.run import execute
 
 Prove = Callable[..., tuple[int, dict[str, Any]]]
@@ -134,6 +134,32 @@ def test_a_resume_that_is_not_exact_is_found(prove: Prove, monkeypatch: pytest.M
     code, certificate = prove("resume", "task=sft")
     assert code == EXIT_CHECK_FAILED and certificate["verdict"] == "refuted"
     assert [row[0] for row in certificate["rows"] if row[-1] == "NO"] == [8]
+
+
+@pytest.mark.peer
+def test_a_recipe_that_says_more_than_its_changed_form_has(prove: Prove, tmp_path: Path) -> None:
+    """What a recipe says of its benchmark, its tracker and its teacher's cache stands in no proof's way, though those are gone in it."""
+    recipe = ["defaults:", "  - override /benchmark: exact_match", "benchmark:", "  show: 2", "method:", "  teacher_logits: cached", "  top_k: 8"]
+    (tmp_path / "own.yaml").write_text("\n".join(recipe) + "\n", encoding="utf-8")
+    code, certificate = prove("parity", *METHODS["distill"], "recipe=own.yaml", "benchmark.max_tokens=4")
+    assert code == 0 and certificate["verdict"] == "proven"
+    assert {"method.teacher_logits": "online", "benchmark": "none"}.items() <= certificate["changed"].items()
+
+
+def test_a_recipe_that_cannot_run_is_told_as_itself(prove: Prove, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A bad row is the user's, exit code 2, and refutes nothing."""
+    (tmp_path / "rows.jsonl").write_text('{"prompt": "a", "completion": "b"}\n{"prompt": "c"}\n', encoding="utf-8")
+    size = ["trainer.batch_size=2", "trainer.micro_batch_size=1", "trainer=cpu"]
+    code = execute(compose(["task=sft", "model=nano", *SMALL, "data=chat", "data.path=rows.jsonl", *size, "verify=resume", "folder=run"]))
+    assert code == EXIT_USER and not (tmp_path / "run" / "certificate.json").exists()
+    assert "rows.jsonl:2" in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_proof_in_one_of_several_processes_is_refused(prove: Prove, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}.items():
+        monkeypatch.setenv(name, value)
+    code, certificate = prove("invariance", "task=sft")
+    assert code == EXIT_USER and not certificate
 
 
 def test_what_cannot_be_verified_is_told() -> None:
