@@ -138,14 +138,15 @@ def preferences(table: Table, lab: Lab, options: argparse.Namespace, seeds: rang
     )  # fmt: skip
     words = ["task=generate", "generator=preference", f"generator.prompts={sums}", "generator.score_by=exact_answer", f"teacher={teacher}/artifact"]
     words += ["generator.samples=8", "engine.max_tokens=6", "generator.num_rows=200", "generator.attempts=8"]
-    counted, pairs = lab.run(*words)
+    counted, judged = lab.run(*words)
+    _, pairs = lab.run("task=prepare", f"data={judged}/artifact", "steps=[split]", "step.split.validation=0.2", "step.split.test=0")
     table.details["pairs"] = {"sft_loss": taught["loss"], **counted}
     for method, rate in (("dpo", 2e-4), ("orpo", 2e-4), ("simpo", 1e-4), ("kto", 5e-4)):
         if options.only == "qlora":
             break
         found: dict[str, list[tuple[float, float]]] = {}
         for seed in seeds:
-            split = [f"data.path={pairs}/artifact/train.jsonl", "data=preference", "data.validation=0.2", "data.max_length=64", f"seed={seed}"]
+            split = [f"data={pairs}/artifact", "data.max_length=64", f"seed={seed}"]
             more = ["adapter=none", f"method.learning_rate={rate}", "trainer.batch_size=16", "trainer.micro_batch_size=16", "trainer.validate_first=true"]
             metrics, _ = lab.run(f"task={method}", f"model={teacher}/artifact", *split, *more, steps=60)
             for name in ("preference_accuracy", "preference_margin"):
@@ -172,7 +173,7 @@ def preferences(table: Table, lab: Lab, options: argparse.Namespace, seeds: rang
     table.rows.append(Row("sft: QLoRA's loss beside LoRA's", after, before, "nats", at_least=0.98, at_most=1.02))
     table.details["sft: QLoRA's loss beside LoRA's"] = losses
     if options.full:
-        on_smollm2(table, lab, f"{pairs}/artifact/train.jsonl")
+        on_smollm2(table, lab, f"{pairs}/artifact")
 
 
 def on_smollm2(table: Table, lab: Lab, pairs: str) -> None:
