@@ -89,6 +89,19 @@ def test_a_cached_reference_gives_the_run_of_one_that_is_asked(go: Go, tmp_path:
     assert all((weights[name] - others[name]).abs().max() < 1e-5 for name in weights)
 
 
+def test_a_checkpoint_of_weights_and_the_artifact_load_in_transformers(go: Go, tmp_path: Path) -> None:
+    """Proves SYS-D-004: Hugging Face's own files, the last checkpoint's weights being the artifact's."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    every = ["trainer.max_steps=2", "trainer.checkpoint.every_steps=2", "trainer.checkpoint.content=weights"]
+    assert go("run", "task=orpo", "adapter=none", *every)[0] == 0
+    folders = (tmp_path / "run" / "checkpoints" / "step=000002", tmp_path / "run" / "artifact")
+    kept, left = (AutoModelForCausalLM.from_pretrained(folder).state_dict() for folder in folders)
+    assert kept.keys() == left.keys() and all(torch.equal(kept[name], left[name]) for name in kept)
+    assert all(AutoTokenizer.from_pretrained(folder).chat_template for folder in folders)
+
+
 @pytest.mark.parametrize(
     ("words", "says"),
     [
