@@ -52,7 +52,7 @@ def prove(run: Run) -> None:
     elif batch > 1:
         run.progress.say("  two processes ...")
         _two_processes(certificate, run, changed, whole)
-    certificate.facts["device"] = whole.device
+    certificate.facts |= {"device": whole.device, "precision": "fp32"}
     certificate.conclude(run, title=f"Invariance: {STEPS} steps over the same rows")
     shutil.rmtree(run.folder / "two_processes", ignore_errors=True)
 

@@ -83,7 +83,7 @@ def prove(run: Run) -> None:
         gradient = {f"network.{key}": p.grad.detach().float().cpu() for key, p in kept.network.named_parameters() if p.grad is not None}
         tokens_apart = _per_token(kept, peer)
     shutil.rmtree(folder, ignore_errors=True)
-    certificate.facts = {"peer": peer.name, "rows": changed["trainer.batch_size"], "device": kept.device}
+    certificate.facts = {"peer": peer.name, "rows": changed["trainer.batch_size"], "device": kept.device, "precision": "fp32"}
     certificate.notes += [peer.differs] if peer.differs else []
     mean = float(kept.logprob_N.abs().mean())
     certificate.row("log p of each token (largest difference)", mean, mean, tokens_apart, f"{ALLOWED:g}", holds=tokens_apart <= ALLOWED)

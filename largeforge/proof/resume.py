@@ -57,7 +57,7 @@ def prove(run: Run) -> None:
         "a run that is killed and resumed takes the same batches and ends with the same losses and weights, bit for bit, as one that never was",
         COLUMNS,
         changed={key: value for key, value in changed.items() if key not in ("verify", "plan")},
-        facts={"killed_at_step": at, "checkpoint_every_steps": EVERY, "device": _lock(whole)["facts"]["device"], "processes": run.config.trainer.devices},
+        facts={"killed_at_step": at, "checkpoint_every_steps": EVERY, **_where(whole), "processes": run.config.trainer.devices},
         notes=[f"Killed with signal 9 when step {at} was written; a checkpoint stood every {EVERY} steps."],
     )
     for step in range(1, STEPS + 1):
@@ -118,9 +118,10 @@ def _kill(run: Run, changed: dict[str, Any], folder: Path) -> int:
     raise CheckFailed(f"the run ended before it could be killed, {ATTEMPTS} times: its steps are too quick to be met.")
 
 
-def _lock(folder: Path) -> dict[str, Any]:
-    found: dict[str, Any] = yaml.safe_load((folder / "recipe.lock.yaml").read_text(encoding="utf-8"))
-    return found
+def _where(folder: Path) -> dict[str, Any]:
+    """Device and precision that a run had."""
+    facts = yaml.safe_load((folder / "recipe.lock.yaml").read_text(encoding="utf-8"))["facts"]
+    return {name: facts[name] for name in ("device", "precision")}
 
 
 def _words(run: Run, changed: dict[str, Any], folder: Path) -> list[str]:
