@@ -26,10 +26,12 @@ class Row:
     Args:
         name: what was measured.
         ours: our median.
-        peer: the peer's median, or what was measured where ours is a prediction; not 0.
+        peer: the peer's median, or what was measured where ours is a prediction; not 0, but where `higher` is said.
         unit: of both numbers: "s", "tokens/s", "MiB".
         at_least: smallest ratio ours / peer that meets the target; None is no lower bound.
         at_most: largest ratio that meets the target; None is no upper bound.
+        higher: True where ours is to be above the peer's, False where below: of measures that may be 0 or negative, whose ratio says nothing, so that
+            the difference is told. None where the ratio is judged.
     """
 
     name: str
@@ -38,20 +40,26 @@ class Row:
     unit: str
     at_least: float | None = None
     at_most: float | None = None
+    higher: bool | None = None
 
     @property
     def ratio(self) -> float:
-        return self.ours / self.peer
+        """Of a row that is judged by its difference: that difference."""
+        return self.ours / self.peer if self.higher is None else self.ours - self.peer
 
     @property
     def met(self) -> bool | None:
         """Whether the ratio is within the target; None where there is no target."""
+        if self.higher is not None:
+            return self.ours > self.peer if self.higher else self.ours < self.peer
         if self.at_least is None and self.at_most is None:
             return None
         return (self.at_least is None or self.ratio >= self.at_least) and (self.at_most is None or self.ratio <= self.at_most)
 
     @property
     def target(self) -> str:
+        if self.higher is not None:
+            return "higher" if self.higher else "lower"
         bounds = [(">=", self.at_least), ("<=", self.at_most)]
         return " ".join(f"{sign} {bound:g}x" for sign, bound in bounds if bound is not None)
 
@@ -82,7 +90,7 @@ class Table:
         """The table as a person reads it."""
         cells = [("", self.ours, self.peer, "unit", "ratio", "target", "met")]
         words = {True: "yes", False: "NO", None: ""}
-        cells += [(row.name, f"{row.ours:.4g}", f"{row.peer:.4g}", row.unit, f"{row.ratio:.3f}x", row.target, words[row.met]) for row in self.rows]
+        cells += [(row.name, f"{row.ours:.4g}", f"{row.peer:.4g}", row.unit, told(row), row.target, words[row.met]) for row in self.rows]
         widths = [max(len(line[column]) for line in cells) for column in range(7)]
         lines = [
             "  ".join(
@@ -112,6 +120,11 @@ class Table:
         write(folder / f"{self.name}.txt", self.text())
         print(self.text(), end="")
         print(f"Written to {folder / self.name}.txt and .json")
+
+
+def told(row: Row) -> str:
+    """The ratio, or the difference, as the table has it."""
+    return f"{row.ratio:.3f}x" if row.higher is None else f"{row.ratio:+.3g}"
 
 
 def machine(libraries: Sequence[str] = ("torch", "transformers", "lightning", "hydra-core")) -> dict[str, Any]:
