@@ -39,6 +39,8 @@ class _Kept:
         other = getattr(method, "reference", None) or getattr(method, "teacher", None)
         if other is not None:
             self.second = copy.deepcopy(other.network)
+            if hasattr(self.second, "merge_and_unload"):  # a model that came with an adapter: TRL looks for the head of a plain one
+                self.second = self.second.merge_and_unload()
         else:  # the adapter switched off, which TRL would take for what the adapter held when it was handed over
             self.second = copy.deepcopy(method.network).unload() if hasattr(method, "reference") else None
         window = parts.trainer.window(parts.data.num_rows, seed=self.seed)

@@ -146,6 +146,15 @@ def test_a_recipe_that_says_more_than_its_changed_form_has(prove: Prove, tmp_pat
     assert {"method.teacher_logits": "online", "benchmark": "none"}.items() <= certificate["changed"].items()
 
 
+@pytest.mark.peer
+def test_a_reference_that_came_with_an_adapter(prove: Prove) -> None:
+    """The reference of a model that is an adapter's artifact is that model; TRL's trainer is given it merged."""
+    size = ["data.num_rows=8", "trainer.max_steps=1", "trainer.batch_size=4", "trainer.micro_batch_size=4", "trainer=cpu"]
+    assert execute(compose(["task=sft", "model=nano", *SMALL, *size, "tracker=none", "benchmark=none", "folder=first"])) == 0
+    words = ["task=dpo", "model=first/artifact", "data=demo", "data.num_rows=24", "data.max_length=128", "trainer.batch_size=8", "trainer.micro_batch_size=4"]
+    assert execute(compose([*words, "trainer=cpu", "verify=parity", "folder=run"])) == 0
+
+
 def test_a_recipe_that_cannot_run_is_told_as_itself(prove: Prove, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A bad row is the user's, exit code 2, and refutes nothing."""
     (tmp_path / "rows.jsonl").write_text('{"prompt": "a", "completion": "b"}\n{"prompt": "c"}\n', encoding="utf-8")
