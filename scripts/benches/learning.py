@@ -127,7 +127,10 @@ def pretraining(table: Table, lab: Lab, options: argparse.Namespace, seeds: rang
 
 
 def preferences(table: Table, lab: Lab, options: argparse.Namespace, seeds: range) -> None:
-    """Pairs that a program judged: a model that can sum a little answers, what is right is chosen, what is wrong rejected."""
+    """Pairs that a program judged: a model that has learnt sums a little answers, even results are chosen, odd ones rejected.
+
+    Which result is right is not what a model of this size learns from some hundred pairs; which one a rule prefers is.
+    """
     sums = lab.folder / "sums.yaml"
     sums.write_text(SUMS, encoding="utf-8")
     _, made = lab.run("task=generate", "generator=template", f"generator.templates={sums}", "generator.num_rows=500")
@@ -135,8 +138,9 @@ def preferences(table: Table, lab: Lab, options: argparse.Namespace, seeds: rang
         "task=sft", "model=nano", "adapter=none", f"data={made}/artifact", "data.max_length=64", "method.learning_rate=2e-3",
         "trainer.batch_size=64", "trainer.micro_batch_size=64", steps=120 if lab.share == 1 else 360,
     )  # fmt: skip
-    words = ["task=generate", "generator=preference", f"generator.prompts={sums}", "generator.score_by=exact_answer", f"teacher={teacher}/artifact"]
-    words += ["generator.samples=8", "engine.max_tokens=6", "generator.num_rows=150", "generator.attempts=4", "generator.shots=0"]
+    words = ["task=generate", "generator=preference", f"generator.prompts={sums}", f"teacher={teacher}/artifact"]
+    words += ["generator.score_by=regex", "generator.pattern=[02468]$"]
+    words += ["generator.samples=4", "engine.max_tokens=6", "generator.num_rows=300", "generator.attempts=3", "generator.shots=0"]
     counted, judged = lab.run(*words)
     _, pairs = lab.run("task=prepare", f"data={judged}/artifact", "steps=[split]", "step.split.validation=0.2", "step.split.test=0")
     table.details["pairs"] = {"sft_loss": taught["loss"], **counted}

@@ -79,7 +79,7 @@ def test_eight_bits_are_a_quarter() -> None:
 def test_eight_bits_without_the_library(monkeypatch: pytest.MonkeyPatch) -> None:
     import sys
 
-    monkeypatch.setitem(sys.modules, "bitsandbytes.optim", None)
+    monkeypatch.setitem(sys.modules, "bitsandbytes", None)
     with pytest.raises(MissingExtra, match="bitsandbytes is not installed"):
         make_optimizer("adamw_8bit", [{"params": [torch.nn.Parameter(torch.zeros(1))]}], learning_rate=1.0, fused=False)
 

@@ -121,6 +121,7 @@ def test_losses_below_zero_are_no_spike() -> None:
 
 class Micro:
     num_supervised = 10
+    input_ids_BT = position_ids_BT = supervised_BT = torch.zeros(1, 2)
 
 
 def test_numbers_are_of_the_whole_run() -> None:
