@@ -184,6 +184,7 @@ def test_70b_fits_64_devices(cache: Path, capsys: pytest.CaptureFixture[str]) ->
 # ---- what would fit ----
 
 
+@pytest.mark.slow
 def test_what_would_fit_is_planned_like_the_run(cache: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["task=sft", "model=llama3_2_1b", "plan=rtx3060-12gb", "trainer.micro_batch_size=8", "data.max_length=2048", "data.packing=false", "benchmark=none"]
     assert main(words) == EXIT_DOES_NOT_FIT

@@ -64,6 +64,7 @@ def test_a_model_without_its_tokenizer_is_planned_without_rows(cache: Path) -> N
     assert any("tokenizer is not on this machine" in note for note in plan.notes)
 
 
+@pytest.mark.slow
 def test_70b_in_full_does_not_fit_a_4090(cache: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["task=sft", "model=llama3_3_70b", "adapter=none", "plan=rtx4090"]) == EXIT_DOES_NOT_FIT
     told = capsys.readouterr().out
