@@ -45,7 +45,9 @@ class Row:
     @property
     def ratio(self) -> float:
         """Of a row that is judged by its difference: that difference."""
-        return self.ours / self.peer if self.higher is None else self.ours - self.peer
+        if self.higher is not None:
+            return self.ours - self.peer
+        return self.ours / self.peer if self.peer else 1.0 if self.ours == 0 else float("inf")
 
     @property
     def met(self) -> bool | None:
