@@ -13,7 +13,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from largeforge.contract import Annotation
+from largeforge.batch import Annotation
 from largeforge.data.cache import TokenTable
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from largeforge.contract import AnswerBatch, TokenBatch
+from largeforge.batch import AnswerBatch, TokenBatch
 
 if TYPE_CHECKING:
     import numpy as np

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from largeforge.artifact import user_cache, write_atomically
-from largeforge.contract import TokenizedRow
+from largeforge.batch import TokenizedRow
 
 if TYPE_CHECKING:
     import numpy as np

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, cast
 
+from largeforge.batch import Learns
 from largeforge.chat import Example, Message, Role
-from largeforge.contract import Learns
 from largeforge.data.rows import BadRow, ChatRow, Kind, LearntRow, PairRow, Row, TextRow
 
 KINDS: dict[Learns, tuple[Kind, ...]] = {"chat": ("messages",), "pairs": ("preference",), "labelled": ("preference", "messages"), "text": ("text",)}

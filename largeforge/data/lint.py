@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from largeforge.contract import TokenizedRow
+from largeforge.batch import TokenizedRow
 
 if TYPE_CHECKING:
     from largeforge.data.mask import ChatTokenizer

@@ -29,7 +29,8 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from largeforge.contract import Annotation, BatchShape, Learns, Reference, StepWindow, TokenizedRow
+from largeforge.batch import Annotation, BatchShape, Learns, StepWindow, TokenizedRow
+from largeforge.contract import Reference
 from largeforge.data.annotations import AnnotationTable, annotate
 from largeforge.data.cache import CacheEntry, TokenTable, cache_key, code_hash, tokenizer_hash
 from largeforge.data.learnt import example_of

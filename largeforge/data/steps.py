@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
-from largeforge.contract import AnswerBatch, BatchShape, Learns, StepWindow, TokenBatch
+from largeforge.batch import AnswerBatch, BatchShape, Learns, StepWindow, TokenBatch
 from largeforge.data.batches import collate, collate_answers, empty
 from largeforge.data.curriculum import paced_order
 from largeforge.data.layout import PACKING_MARGIN, Layout, lay_out, positions, shared

@@ -9,7 +9,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from largeforge.contract import TokenizedRow
+from largeforge.batch import TokenizedRow
 from largeforge.data.cache import TableWriter
 from largeforge.data.lint import TokenFacts, lint
 from largeforge.data.mask import ChatTokenizer, Rendered, UnclearAnswer

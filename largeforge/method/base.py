@@ -16,7 +16,8 @@ import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor
 
-from largeforge.contract import Annotation, LoadedModel, Optimization, Term
+from largeforge.batch import Annotation
+from largeforge.contract import LoadedModel, Optimization, Term
 from largeforge.method.config import MethodConfig
 from largeforge.method.head import SupervisedHead
 from largeforge.method.optimizers import make_optimizer, rate_factor

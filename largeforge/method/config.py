@@ -6,8 +6,8 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field
 
+from largeforge.batch import Learns
 from largeforge.config.typed import Fraction, NonNegativeFloat, PartConfig, PositiveFloat, PositiveInt, Typed, real_number
-from largeforge.contract import Learns
 
 Smoothing = Annotated[float, BeforeValidator(real_number), Field(ge=0, lt=0.5)]
 

@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from largeforge.contract import Annotation, LoadedModel, Term, TokenBatch
+from largeforge.batch import Annotation, TokenBatch
+from largeforge.contract import LoadedModel, Term
 from largeforge.errors import InputError
 from largeforge.method.base import Method
 from largeforge.method.config import DistillConfig

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from largeforge.contract import TokenBatch
+from largeforge.batch import TokenBatch
 from largeforge.method.attention import ExampleAttention
 from largeforge.method.likelihood import ChunkedLogprobs
 

@@ -10,7 +10,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from largeforge.contract import AnswerBatch, LoadedModel, Term
+from largeforge.batch import AnswerBatch
+from largeforge.contract import LoadedModel, Term
 from largeforge.method.config import KTOConfig
 from largeforge.method.preference import Referenced
 

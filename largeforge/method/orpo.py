@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from largeforge.contract import AnswerBatch, Term
+from largeforge.batch import AnswerBatch
+from largeforge.contract import Term
 from largeforge.method.config import ORPOConfig
 from largeforge.method.preference import Preference
 

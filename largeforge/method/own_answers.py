@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from largeforge.contract import TokenBatch
+from largeforge.batch import TokenBatch
 
 
 @torch.no_grad()

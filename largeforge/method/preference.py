@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from largeforge.contract import Annotation, AnswerBatch, LoadedModel
+from largeforge.batch import Annotation, AnswerBatch
+from largeforge.contract import LoadedModel
 from largeforge.errors import InputError
 from largeforge.method.base import Method
 from largeforge.method.config import MethodConfig

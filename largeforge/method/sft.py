@@ -5,7 +5,8 @@ Sees token ids and masks; knows nothing about rows, templates or devices.
 
 from __future__ import annotations
 
-from largeforge.contract import Term, TokenBatch
+from largeforge.batch import TokenBatch
+from largeforge.contract import Term
 from largeforge.method.base import Method
 from largeforge.method.config import SFTConfig
 

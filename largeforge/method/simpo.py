@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from torch.nn.functional import logsigmoid
 
-from largeforge.contract import AnswerBatch, Term
+from largeforge.batch import AnswerBatch
+from largeforge.contract import Term
 from largeforge.method.config import SimPOConfig
 from largeforge.method.preference import Preference
 

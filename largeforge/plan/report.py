@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, TextIO
 
-from largeforge.contract import TokenizedRow
+from largeforge.batch import TokenizedRow
 from largeforge.plan.devices import Device
 
 GIB = 1 << 30

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from largeforge.contract import AnswerBatch, BatchShape, Learns, TokenBatch
+from largeforge.batch import AnswerBatch, BatchShape, Learns, TokenBatch
 from largeforge.plan.ledger import KnownLists, Ledger, Segment
 
 if TYPE_CHECKING:

@@ -9,7 +9,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from largeforge.contract import BatchShape, DataModule, LoadedModel, Method, Progress
+from largeforge.batch import BatchShape
+from largeforge.contract import DataModule, LoadedModel, Method, Progress
 from largeforge.plan.calibration import GROUP_CUDA_BYTES, KEPT_KERNELS, read_calibration
 from largeforge.plan.devices import Device, device_for
 from largeforge.plan.report import Plan, show_rows, size

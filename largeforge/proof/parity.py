@@ -161,7 +161,7 @@ def _accumulated(kept: _Kept, peer: Peer, whole: float) -> list[str]:
 
 def _halves(batch: Any) -> list[Any] | None:
     """A batch of answers in two; None for one that is too small, or of tokens."""
-    from largeforge.contract import AnswerBatch, TokenBatch
+    from largeforge.batch import AnswerBatch, TokenBatch
 
     if not isinstance(batch, AnswerBatch) or batch.num_answers < 4:
         return None

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from largeforge.contract import AnswerBatch, TokenBatch
+from largeforge.batch import AnswerBatch, TokenBatch
 from largeforge.errors import MissingExtra
 
 

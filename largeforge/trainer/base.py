@@ -18,7 +18,8 @@ import torch
 from lightning.fabric.utilities.warnings import PossibleUserWarning
 from lightning.pytorch import Trainer as Lightning
 
-from largeforge.contract import DataModule, Method, Optimization, StepWindow, Storage, Tracker
+from largeforge.batch import StepWindow
+from largeforge.contract import DataModule, Method, Optimization, Storage, Tracker
 from largeforge.errors import InputError
 from largeforge.rank import Rank
 from largeforge.run import Run

@@ -180,7 +180,7 @@ def start(sizes: Sequence[int]) -> None:
 
 def make_tokens(path: Path, count: int) -> None:
     """Write a token cache of rows of 12 tokens."""
-    from largeforge.contract import TokenizedRow
+    from largeforge.batch import TokenizedRow
     from largeforge.data.cache import TableWriter
 
     writer = TableWriter(path)

@@ -22,9 +22,9 @@ def tokenizer() -> Any:
 
 
 def ours(path: str) -> int:
+    from largeforge.batch import StepWindow
     from largeforge.build import build
     from largeforge.config.compose import compose
-    from largeforge.contract import StepWindow
 
     model_tokenizer = tokenizer()
     with tempfile.TemporaryDirectory() as place:

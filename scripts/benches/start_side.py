@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader  # noqa: F401
 
 
 def main(path: str) -> None:
-    from largeforge.contract import StepWindow
+    from largeforge.batch import StepWindow
     from largeforge.data.cache import TokenTable
     from largeforge.data.steps import Steps, compare, loader
 

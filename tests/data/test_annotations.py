@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from largeforge.contract import Annotation, StepWindow, TokenBatch
+from largeforge.batch import Annotation, StepWindow, TokenBatch
 from largeforge.data import annotations as annotations_module
 from largeforge.data.chat import Chat
 from largeforge.data.curriculum import BEGINS_WITH, paced_order

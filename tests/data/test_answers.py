@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from largeforge.contract import AnswerBatch, StepWindow
+from largeforge.batch import AnswerBatch, StepWindow
 from largeforge.data.preference import Preference
 from largeforge.errors import RowError
 from tests.data.tiny import exchange, make_rows_config, make_tokenizer, write_jsonl

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from largeforge.contract import TokenizedRow
+from largeforge.batch import TokenizedRow
 from largeforge.data.chat import Chat
 from largeforge.data.lint import TokenFacts, lint, token_facts
 from largeforge.data.mask import ChatTokenizer
@@ -148,7 +148,7 @@ def test_a_template_that_writes_no_answer_leaves_nothing_to_learn(cache: Path, r
 
 def test_pad_equal_to_eos_still_trains_the_eos(cache: Path, rows_file: RowsFile) -> None:
     """The classic: masking by pad id would mask the EOS away. Padding here is masked by position."""
-    from largeforge.contract import StepWindow
+    from largeforge.batch import StepWindow
 
     tokenizer = make_tokenizer(CHATML, pad="<|im_end|>")
     data = Chat(make_config(rows_file([exchange("hi", "there"), exchange("hi again", "one two three")]), packing=False), tokenizer=tokenizer)

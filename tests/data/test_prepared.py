@@ -10,9 +10,10 @@ import pytest
 
 from largeforge.artifact import Artifact as Folder
 from largeforge.artifact import write_artifact
+from largeforge.batch import StepWindow
 from largeforge.build import build
 from largeforge.config.compose import compose
-from largeforge.contract import Reference, StepWindow
+from largeforge.contract import Reference
 from largeforge.data.config import ArtifactConfig
 from largeforge.data.prepared import Artifact
 from largeforge.data.rows import Row

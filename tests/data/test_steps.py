@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from largeforge.contract import StepWindow, TokenBatch
+from largeforge.batch import StepWindow, TokenBatch
 from largeforge.data.chat import Chat
 from largeforge.data.steps import FarOrder, compare, epoch_order, step_rows
 from tests.data.tiny import exchange, make_config, make_tokenizer, write_jsonl

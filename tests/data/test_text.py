@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from largeforge.contract import StepWindow
+from largeforge.batch import StepWindow
 from largeforge.data.files import PASSAGE_CHARS, records
 from largeforge.data.record import Record
 from largeforge.data.rows import TextRow

@@ -15,7 +15,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from largeforge.contract import LoadedModel, Reference, TokenBatch
+from largeforge.batch import TokenBatch
+from largeforge.contract import LoadedModel, Reference
 from largeforge.method.base import Method
 from largeforge.method.config import SFTConfig
 from largeforge.method.sft import SFT

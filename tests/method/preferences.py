@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from largeforge.contract import AnswerBatch
+from largeforge.batch import AnswerBatch
 from largeforge.data.batches import collate_answers
 from tests.method.conftest import VOCABULARY
 

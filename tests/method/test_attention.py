@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from largeforge.contract import TokenBatch
+from largeforge.batch import TokenBatch
 from largeforge.method.attention import CausalAttention
 from largeforge.method.head import SupervisedHead
 

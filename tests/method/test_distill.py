@@ -12,7 +12,8 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformers import PreTrainedTokenizerFast
 
-from largeforge.contract import LoadedModel, Optimization, Reference, TokenBatch
+from largeforge.batch import TokenBatch
+from largeforge.contract import LoadedModel, Optimization, Reference
 from largeforge.errors import InputError
 from largeforge.method.distill import IDS, LOGPROBS, Distill
 from largeforge.method.hidden import blocks, layer_map

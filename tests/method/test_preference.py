@@ -14,7 +14,8 @@ from torch.nn.functional import logsigmoid
 
 from largeforge.adapter.config import LoRAConfig
 from largeforge.adapter.lora import LoRA
-from largeforge.contract import AnswerBatch, LoadedModel, Reference
+from largeforge.batch import AnswerBatch
+from largeforge.contract import LoadedModel, Reference
 from largeforge.errors import InputError
 from largeforge.method.base import Method
 from largeforge.method.dpo import DPO

@@ -10,7 +10,8 @@ import torch
 from largeforge.adapter.config import FullConfig, LoRAConfig
 from largeforge.adapter.full import Full
 from largeforge.adapter.lora import LoRA
-from largeforge.contract import BatchShape, LoadedModel, Reference
+from largeforge.batch import BatchShape
+from largeforge.contract import LoadedModel, Reference
 from largeforge.method.config import SFTConfig
 from largeforge.method.sft import SFT
 from largeforge.model.config import Shape

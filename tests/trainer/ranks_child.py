@@ -16,7 +16,8 @@ from lightning.pytorch import Trainer as Lightning
 from torch.utils.data import DataLoader
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from largeforge.contract import LoadedModel, Optimization, Reference, TokenBatch
+from largeforge.batch import TokenBatch
+from largeforge.contract import LoadedModel, Optimization, Reference
 from largeforge.data.batches import empty
 from largeforge.method.config import SFTConfig
 from largeforge.method.sft import SFT
