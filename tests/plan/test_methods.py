@@ -22,6 +22,11 @@ def plan_of(task: str, *words: str) -> Plan:
     return planned(f"task={task}", *SMALL, "plan=true", *words)
 
 
+def tensors(plan: Plan) -> int:
+    """Bytes of tensors alone: the allocator's holes change by some MB with the moment at which Python collects garbage."""
+    return sum(size for name, size in plan.memory.items() if name not in ("allocator", "libraries"))
+
+
 # ---- methods ----
 
 
@@ -47,7 +52,7 @@ def test_a_second_reference_is_counted_once(cache: Path) -> None:
     assert named.memory["reference"] == 2 * NANO
     once = plan_of("dpo", "adapter=none", "reference=nano", "method.reference_logprobs=cached")
     assert "reference" not in once.memory
-    assert once.peak_bytes - once.memory["libraries"] < online.peak_bytes - online.memory["libraries"]
+    assert tensors(once) < tensors(online)
     assert "before training" in once.facts["asked once"]
     assert any(note.startswith("Before training") and "reference" in note for note in once.notes)
 
