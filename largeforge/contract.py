@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from largeforge.batch import Annotation, BatchShape, StepWindow, TokenizedRow
-    from largeforge.chat import Answer, ChatRequest, Delta, Example
+    from largeforge.call import Key
+    from largeforge.chat import Answer, ChatRequest, Delta, Example, Load
     from largeforge.run import Run
 
 
@@ -274,11 +275,33 @@ class Engine(Protocol):
     async def close(self) -> None:
         """Stop what runs and give back what is held; it may be used again afterwards, in another event loop too."""
 
+    def load(self) -> Load:
+        """How busy it is; cheap, from any thread."""
+
     def answers(self, requests: Sequence[ChatRequest]) -> Iterator[Answer]:
         """Answer in the order asked; blocking. Raises what `generate` raises."""
 
     def stream(self, request: ChatRequest) -> Iterator[Delta]:
         """Answer one request token by token, blocking; closing the iterator stops it."""
+
+
+class Store(Protocol):
+    """What several doors share: API keys. Built as `build(config.store)`; safe to use from many threads.
+
+    Every method blocks; async callers go through a thread. Raises StoreError where the database cannot be reached.
+    """
+
+    def open(self) -> None:
+        """Bring the tables up to date (Alembic), then answer."""
+
+    def find_key(self, digest: str) -> Key | None:
+        """Return the key of a SHA-256 (hex), None where there is none, or it was revoked or has expired."""
+
+    def num_keys(self) -> int:
+        """How many keys are valid now."""
+
+    def close(self) -> None:
+        """Give connections back."""
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,8 @@
     |-- ModelError               2   a model that cannot be had: no hub, gated, missing, corrupt
     |-- EngineError              2   an engine that gives no answer: not reachable, refused, malformed
     |-- StorageError             2   a bucket or object that cannot be read or written
+    |-- StoreError               2   a database that cannot be reached or is of another version
+    |-- ServeError               2   a server that cannot start: port taken, certificate expired, engine that does not come up
     |-- ArtifactError            2   an artifact that is damaged or of the wrong kind
     |-- MissingExtra             2   a library that an extra brings
     |-- DoesNotFit               3   more memory than the device has
@@ -97,6 +99,14 @@ class EngineError(LargeForgeError):
 
 class StorageError(LargeForgeError):
     """A bucket, container or object that cannot be read or written."""
+
+
+class StoreError(LargeForgeError):
+    """A database that cannot be reached, or whose tables are of another version."""
+
+
+class ServeError(LargeForgeError):
+    """A server that cannot start: a port that is taken, a certificate that has expired, an engine that does not come up."""
 
 
 class ArtifactError(LargeForgeError):

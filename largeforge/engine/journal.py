@@ -20,6 +20,8 @@ from largeforge.chat import Answer, ChatRequest, Usage
 from largeforge.errors import InputError
 
 HEAD = {"kind": "answers", "schema_version": 1}
+# What a request had when the first journals were written; fields that came later count where they are set, so that old journals are still found.
+FIRST_FIELDS = ("messages", "max_tokens", "temperature", "top_p", "top_k", "seed")
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,8 @@ class Journal:
 
     def ticket(self, engine: str, request: ChatRequest) -> Ticket:
         """Return what the next occurrence of this request stands under; asking in the same order gives the same tickets."""
-        asked = json.dumps([engine, asdict(request)], sort_keys=True, ensure_ascii=True)
+        said = {name: value for name, value in asdict(request).items() if name in FIRST_FIELDS or value != getattr(ChatRequest, name)}
+        asked = json.dumps([engine, said], sort_keys=True, ensure_ascii=True)
         key = hashlib.sha256(asked.encode()).hexdigest()[:32]
         with self._lock:
             occurrence = self._asked[key]

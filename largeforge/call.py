@@ -1,0 +1,103 @@
+"""One request at the door: what guards and handlers know of it, and who asks. Imports nothing heavy.
+
+A Call is made by the outermost guard (`guard.request_id`) and travels in the ASGI scope as `scope["state"]["call"]`. The guards
+inside fill in what they learn; what is logged, measured and charged at the end is read from it. It holds no prompt and no answer.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import MutableMapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+OPEN_PATHS = frozenset({"/health", "/ready", "/"})
+"""What is answered without a key, on every transport; nothing else is."""
+
+
+@dataclass(frozen=True)
+class Key:
+    """An API key as the store knows it; never the key itself.
+
+    Args:
+        id: of its row.
+        name: what its owner calls it.
+        prefix: its first letters, to recognise it by in logs.
+        priority: higher is served first; 0 is usual.
+        requests_per_minute: None is what the guard's config says.
+        tokens_per_minute: of prompts and answers; None is what the guard's config says.
+        scopes: what it may do: "infer", "admin".
+    """
+
+    id: int
+    name: str
+    prefix: str
+    priority: int = 0
+    requests_per_minute: int | None = None
+    tokens_per_minute: int | None = None
+    scopes: tuple[str, ...] = ("infer",)
+
+
+@dataclass
+class Call:
+    """One request.
+
+    Args:
+        id: in every log line and in the header X-Request-ID.
+        transport: how it came.
+        path: of the route, without a query.
+        started: monotonic seconds.
+        key: who asks; None where keys are off.
+        model: that was asked for, once it is known to be one of the served models; "" before (labels of metrics must be bounded).
+        stream: whether the answer was asked for as a stream.
+        queued_s: seconds that it waited for its turn.
+        first_token_at: monotonic seconds of the first piece of the answer.
+        last_token_at: monotonic seconds of the last piece.
+        num_pieces: pieces of a stream.
+        prompt_tokens: as the engine counted them.
+        completion_tokens: as the engine counted them.
+        finish_reason: as the engine said.
+        status: HTTP status of the answer; 499 where the client went away before it was whole.
+        error: type of OpenAI's error object where it ended in one, in a stream too.
+        retried: whether it was asked again after an engine died.
+    """
+
+    id: str
+    transport: Literal["http", "websocket", "grpc"] = "http"
+    path: str = ""
+    started: float = field(default_factory=time.monotonic)
+    key: Key | None = None
+    model: str = ""
+    stream: bool = False
+    queued_s: float = 0.0
+    first_token_at: float | None = None
+    last_token_at: float | None = None
+    num_pieces: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    finish_reason: str = ""
+    status: int = 0
+    error: str = ""
+    retried: bool = False
+
+    @property
+    def owner(self) -> str:
+        """Whom limits and turns are counted for: the key's id, or "" for everybody together where keys are off."""
+        return str(self.key.id) if self.key is not None else ""
+
+
+def call_of(scope: MutableMapping[str, Any]) -> Call:
+    """Return the call of an ASGI scope; one is made where no guard has made it yet."""
+    state = scope.setdefault("state", {})
+    if "call" not in state:
+        state["call"] = Call(id="", path=scope.get("path", ""))
+    call: Call = state["call"]
+    return call
+
+
+# ---- errors as OpenAI tells them ----
+
+
+def error_body(message: str, *, kind: str, code: str | None = None, param: str | None = None) -> dict[str, Any]:
+    """Return OpenAI's error object: {"error": {"message", "type", "param", "code"}}."""
+    return {"error": {"message": message, "type": kind, "param": param, "code": code}}
