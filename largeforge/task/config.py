@@ -118,11 +118,15 @@ class ReproduceConfig(RootConfig):
     run: Bool = Field(description="Whether it is run again; false only checks.")
 
 
-OF_DATA = ("PrepareConfig", "GenerateConfig", "InspectConfig", "DiffConfig", "PushConfig")
+ELSEWHERE = {
+    "largeforge.task.data_config": ("PrepareConfig", "GenerateConfig", "InspectConfig", "DiffConfig", "PushConfig"),
+    "largeforge.task.serving_config": ("KeysConfig", "ServeConfig"),
+}
 
 
 def __getattr__(name: str) -> Any:
-    """Load the configs of the data tasks when they are asked for: a training task need not pay for the types of every step."""
-    if name in OF_DATA:
-        return getattr(importlib.import_module("largeforge.task.data_config"), name)
+    """Load the configs of other tasks when they are asked for: a training task need not pay for the types of every step and guard."""
+    for module, names in ELSEWHERE.items():
+        if name in names:
+            return getattr(importlib.import_module(module), name)
     raise AttributeError(name)

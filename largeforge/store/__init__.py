@@ -1,0 +1,1 @@
+"""What several doors share, in a database."""
