@@ -47,7 +47,7 @@ async def refuse(
     param: str | None = None,
     headers: Mapping[str, str] | None = None,
 ) -> None:
-    """Answer with OpenAI's error object instead of asking the app inside; the call keeps status and type.
+    """Answer with OpenAI's error object instead of asking the app inside; the call keeps status, type and code.
 
     A WebSocket that is not open yet is answered with the same HTTP response where the server can (the extension
     websocket.http.response), else it is closed with code 4000 + status.
@@ -64,7 +64,7 @@ async def refuse(
         headers: further ones, such as Retry-After.
     """
     call = call_of(scope)
-    call.status, call.error = status, kind
+    call.status, call.error, call.code = status, kind, code or ""
     body = json.dumps(error_body(message, kind=kind, code=code, param=param), ensure_ascii=False).encode()
     more = [(name.lower().encode(), value.encode("latin-1")) for name, value in (headers or {}).items()]
     if scope["type"] == "websocket":

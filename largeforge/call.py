@@ -14,6 +14,9 @@ from typing import Any, Literal
 OPEN_PATHS = frozenset({"/health", "/ready", "/"})
 """What is answered without a key, on every transport; nothing else is."""
 
+GENERATING = frozenset({"/v1/completions", "/v1/chat/completions"})
+"""Where tokens are generated (by POST): what is limited, queued for and measured."""
+
 
 @dataclass(frozen=True)
 class Key:
@@ -59,6 +62,9 @@ class Call:
         finish_reason: as the engine said.
         status: HTTP status of the answer; 499 where the client went away before it was whole.
         error: type of OpenAI's error object where it ended in one, in a stream too.
+        code: of that object, for a program; why a guard refused.
+        begun: whether the head of the answer was sent: its status can no longer be another.
+        whole: whether all of the answer was sent.
         retried: whether it was asked again after an engine died.
     """
 
@@ -78,6 +84,9 @@ class Call:
     finish_reason: str = ""
     status: int = 0
     error: str = ""
+    code: str = ""
+    begun: bool = False
+    whole: bool = False
     retried: bool = False
 
     @property
