@@ -154,6 +154,11 @@ def user_cache() -> Path:
     return Path(os.environ.get("LARGEFORGE_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "largeforge")
 
 
+def user_environments() -> Path:
+    """Where heavy programs have environments of their own (scripts/environments): $LARGEFORGE_ENVIRONMENTS, else in the cache."""
+    return Path(os.environ.get("LARGEFORGE_ENVIRONMENTS") or user_cache() / "environments")
+
+
 def _flush(path: Path) -> None:
     """Have the disk hold what was written to a file, or which names a folder holds."""
     descriptor = os.open(path, os.O_RDONLY)

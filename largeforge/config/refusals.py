@@ -17,6 +17,8 @@ from largeforge.config.yaml_file import YamlFile
 LISTS = ("tracker",)
 """Groups of which a recipe may choose several, as a list."""
 USERS_OWN = {"trust": "only the command line or ~/.largeforge/settings.yaml may trust a package", "folder": "only the command line may say where a run goes"}
+PROGRAMS = {"python", "arguments"}
+"""Keys of an engine that name a program of this machine and the words it is given: vLLM's can have it import any module."""
 _KEY = re.compile(r"\.*[A-Za-z_]\w*(?:\.\w+|\[\d+\])*")
 _CHOICE = re.compile(r"[A-Za-z0-9_][\w.+-]*(?:/[A-Za-z0-9_][\w.+-]*)*")
 _GROUP = re.compile(r"[a-z][a-z0-9_]*(?:/[a-z][a-z0-9_]*)*")
@@ -56,6 +58,9 @@ def refuse(file: YamlFile, *, recipe: bool, root: bool) -> tuple[dict[str, Any],
             tell((word,), values.pop(key), USERS_OWN[word])
         elif "." in word:
             tell((word,), values.pop(key), f"write it nested: {word.replace('.', ': {', 1)}: ...}}")
+    engine: Any = values.get("engine") if root else values if file.path.parent.name == "engine" else None
+    for key in sorted(PROGRAMS & set(engine if isinstance(engine, dict) else ())):
+        tell(("engine", key) if root else (key,), engine.pop(key), "only the command line may say which program runs, and with which words")
     for path, text in _scalars(values, ()):
         if {"_args_", "_partial_", "_recursive_", "_convert_"} & set(path):
             tell(path, text, "not known here: LargeForge builds its parts itself")

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Field, SecretStr
+from pydantic import AfterValidator, BeforeValidator, Field, SecretStr
 
-from largeforge.config.typed import NonNegativeFloat, NonNegativeInt, PartConfig, PositiveFloat, PositiveInt, Typed, real_number
+from largeforge.config.typed import Bool, NonNegativeFloat, NonNegativeInt, PartConfig, PositiveFloat, PositiveInt, Typed, real_number
 
 
 class EngineConfig(PartConfig):
@@ -54,3 +54,43 @@ class RemoteConfig(EngineConfig):
     )
     timeout_s: PositiveFloat = Field(description="Seconds to wait for an answer; of a stream, for its next piece.")
     budget: BudgetConfig = Field(description="What may be spent.")
+
+
+OURS = (
+    "--model --tokenizer --chat-template --host --port --uds --api-key --served-model-name --tensor-parallel-size -tp --max-model-len "
+    "--gpu-memory-utilization --kv-cache-memory-bytes --enable-prefix-caching --no-enable-prefix-caching --enforce-eager --no-enforce-eager "
+    "--lora-modules --enable-lora --no-enable-lora --max-loras --max-lora-rank --max-num-seqs --dtype --generation-config --config --ssl-keyfile --ssl-certfile"
+).split()
+
+
+def not_ours(word: str) -> str:
+    """Refuse a word that would contradict a key of the config, or what the supervisor says."""
+    flag = word.split("=")[0].replace("_", "-")
+    if flag in OURS:
+        raise ValueError(f"words for vLLM that LargeForge does not say itself ({flag} follows from model, engine and serve)")
+    return word
+
+
+class VLLMConfig(EngineConfig):
+    """vLLM's own server, in an environment of its own."""
+
+    python: str | None = Field(
+        description="Python of the environment that has vLLM; null is the one that scripts/environments vllm made, else this one where it has vLLM."
+    )
+    tensor_parallel_size: PositiveInt = Field(description="GPUs that one model is spread over.")
+    max_model_len: PositiveInt | None = Field(description="Tokens of prompt and answer at most; null is what the model was made for.")
+    gpu_memory_utilization: Annotated[float, BeforeValidator(real_number), Field(gt=0, le=1)] = Field(
+        description="Share of a GPU's memory for weights, activations and KV cache."
+    )
+    kv_cache_gib: PositiveFloat | None = Field(description="GiB of the KV cache; null is what gpu_memory_utilization leaves, and 4 without a GPU.")
+    prefix_caching: Bool = Field(description="Whether requests that begin alike share keys and values.")
+    enforce_eager: Bool | None = Field(description="Whether nothing is compiled or captured: ready sooner, slower on a GPU; null is true without a GPU.")
+    max_num_seqs: PositiveInt = Field(description="Requests that are answered together at most; the others wait.")
+    adapters: dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:-]*$")], Annotated[str, Field(min_length=1)]] = Field(
+        description="LoRA adapters by name: a folder each; a request chooses one as its model."
+    )
+    max_loras: PositiveInt = Field(description="Adapters of one batch at most.")
+    max_lora_rank: Literal[8, 16, 32, 64, 128, 256, 320, 512] = Field(description="Largest rank of an adapter.")
+    runtime_adapters: Bool = Field(description="Whether adapters come and go while it runs: POST /v1/load_lora_adapter and /v1/unload_lora_adapter.")
+    arguments: list[Annotated[str, AfterValidator(not_ours)]] = Field(description="Further words for vLLM's server, as they stand.")
+    start_timeout_s: PositiveFloat = Field(description="Seconds until it must be ready.")

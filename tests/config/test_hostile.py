@@ -41,6 +41,12 @@ HOSTILE = {
     "trust and use it": (HEAD + "trust: [os]\nadapter: {_target_: os.path.join}\n", "adapter._target_", "trust=[os]"),
     "trust by package": ("defaults: [override /task: sft, /adapter@trust: lora]\n", "defaults", "plain name"),
     "folder": (HEAD + "folder: /etc\n", "folder", "only the command line"),
+    "another program": ("defaults: [override /task: generate, override /engine: vllm]\nengine: {python: /tmp/x}\n", "engine.python", "only the command line"),
+    "words for a program": (
+        "defaults: [override /task: generate, override /engine: vllm]\nengine: {arguments: [--middleware, x.y]}\n",
+        "engine.arguments",
+        "only the command line",
+    ),
     "another file": ("defaults: [override /task: sft, /../../etc/passwd]\n", "defaults", "the name of a recipe"),
     "another file by choice": ("defaults: [override /task: ../../x]\n", "defaults", "the name of one choice"),
     "a computed choice": ("defaults: [override /task: '${oc.env:TASK}']\n", "defaults", "the name of one choice"),
@@ -81,6 +87,12 @@ def test_a_choice_from_elsewhere_is_as_untrusted(put: Put) -> None:
     put("mine/adapter/bad.yaml", "# @package hydra\n_target_: os.system\nr: ${oc.env:HOME}\n")
     found = problems("task=sft", "adapter=bad", "--config-dir", "mine")
     assert {"# @package", "r", "adapter._target_"} <= set(found)
+
+
+def test_an_engine_from_elsewhere_names_no_program(put: Put) -> None:
+    put("mine/engine/bad.yaml", "defaults: [vllm]\npython: /tmp/x\narguments: [--middleware, x.y]\n")
+    found = problems("task=generate", "engine=bad", "--config-dir", "mine")
+    assert {"python", "arguments"} <= set(found)
 
 
 def test_a_task_from_elsewhere_may_not_trust_for_the_user(put: Put) -> None:
