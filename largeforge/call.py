@@ -6,6 +6,7 @@ inside fill in what they learn; what is logged, measured and charged at the end 
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import MutableMapping
 from dataclasses import dataclass, field
@@ -39,6 +40,39 @@ class Key:
     requests_per_minute: int | None = None
     tokens_per_minute: int | None = None
     scopes: tuple[str, ...] = ("infer",)
+
+
+@dataclass(frozen=True)
+class KeyRecord:
+    """A key with what only its keeper asks. Times are seconds since 1970, UTC.
+
+    Args:
+        key: what the door knows of it.
+        created: when it was made.
+        expires: from when on it is worthless; None is never.
+        revoked: since when it is worthless; None where it was not revoked.
+        last_used: when a door last looked it up, to the minute or so; None is never.
+    """
+
+    key: Key
+    created: float
+    expires: float | None = None
+    revoked: float | None = None
+    last_used: float | None = None
+
+    def valid(self, now: float) -> bool:
+        """Whether it opens the door at this time."""
+        return self.revoked is None and (self.expires is None or now < self.expires)
+
+
+def digest_of(key: str) -> str:
+    """Return what is kept of an API key: its SHA-256, in hex.
+
+    A plain, fast hash without salt is right here, where for a password it would be wrong. A password is guessed from a small
+    space, so each guess must be made dear; a key is 240 random bits, so no guess ever hits, and a fast hash costs the door
+    nothing per request. Equal keys do not occur, so there is nothing for a salt to tell apart, and without one a key is found by its hash.
+    """
+    return hashlib.sha256(key.encode()).hexdigest()
 
 
 @dataclass

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from largeforge.batch import Annotation, BatchShape, StepWindow, TokenizedRow
-    from largeforge.call import Key
+    from largeforge.call import Key, KeyRecord
     from largeforge.chat import Answer, ChatRequest, Delta, Example, Load
     from largeforge.run import Run
 
@@ -294,12 +294,14 @@ class Launch:
         env: the whole environment of the process, secrets included; nothing else is handed down.
         ready_path: answers 200 once the engine can be asked.
         start_timeout_s: seconds until then at most.
+        stdin: what it reads first; nothing where it is empty.
     """
 
     argv: list[str]
     env: dict[str, str] = field(repr=False)
     ready_path: str
     start_timeout_s: float
+    stdin: bytes = field(default=b"", repr=False)
 
 
 class LaunchedEngine(Protocol):
@@ -336,6 +338,28 @@ class Store(Protocol):
 
     def num_keys(self) -> int:
         """How many keys are valid now."""
+
+    def add_key(self, key: Key, *, digest: str, expires: float | None = None) -> Key:
+        """Keep a new key, of which only the digest is known here, and return it with its id.
+
+        Args:
+            key: its id is not read.
+            digest: `largeforge.call.digest_of` it.
+            expires: seconds since 1970; None is never.
+
+        Raises:
+            InputError: a key of this name is there that was not revoked.
+        """
+
+    def keys(self) -> list[KeyRecord]:
+        """Every key, revoked ones too, the oldest first."""
+
+    def revoke(self, name: str) -> Key:
+        """Make the key of this name, or else of this prefix, worthless, and return it; doors that know it notice within their guard's `cache_s`.
+
+        Raises:
+            InputError: there is none, or several begin so.
+        """
 
     def close(self) -> None:
         """Give connections back."""

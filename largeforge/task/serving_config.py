@@ -15,10 +15,7 @@ class KeysConfig(RootConfig):
     """Make, list and revoke the API keys that task=serve asks for."""
 
     store: StoreConfig = Field(description="Where keys are kept: the same as of task=serve.")
-    create: str | None = Field(
-        pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.@+-]{0,63}$",
-        description="Make a key for this name, and print it once; letters, digits and _.@+- only. null makes none.",
-    )
+    create: str | None = Field(description="Make a key for this name, and print it once; letters, digits and _.@+- only. null makes none.")
     revoke: str | None = Field(description="Make the key of this name, or of these first letters, worthless; null revokes none.")
     priority: Int = Field(ge=-100, le=100, description="Of the key that is made: the higher is served first; 0 is usual.")
     requests_per_minute: PositiveInt | None = Field(description="Of the key that is made: requests of a minute at most; null is what the server says.")
