@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sqlite3
 from pathlib import Path
@@ -36,7 +37,8 @@ class SQLite(Database):
     def open(self) -> None:
         """Make the file where there is none, then bring its tables up to date. Raises StoreError."""
         try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with contextlib.suppress(FileExistsError):  # a file where the folder should be: the next line tells it better
+                self.path.parent.mkdir(parents=True, exist_ok=True)
             # made here rather than by SQLite, so that it is never open to others, not even for a moment; -wal and -shm take its mode
             os.close(os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
         except FileExistsError:
