@@ -6,13 +6,15 @@ Needs no model and no network; a word counts as a token. The same request has th
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections.abc import AsyncGenerator, Iterator, Sequence
 from typing import TYPE_CHECKING, ClassVar
 
-from largeforge.chat import Answer, ChatRequest, Delta, Usage
+from largeforge.chat import Answer, ChatRequest, Delta, Load, Usage
 from largeforge.engine.answers import every_answer, stream
 from largeforge.engine.config import EchoConfig
 from largeforge.engine.limits import Budget
+from largeforge.errors import EngineError
 
 if TYPE_CHECKING:
     from largeforge.contract import LoadedModel, Progress
@@ -35,16 +37,34 @@ class Echo:
         self.name = "echo"
         self.in_flight = config.in_flight
         self.budget = Budget(config.budget)
+        self._active = self._said = 0
 
     async def generate(self, request: ChatRequest) -> AsyncGenerator[Delta, None]:
         """Say the words of the last turn, `max_tokens` of them at most."""
-        words = ["echo:", *request.messages[-1].content.split()]
+        for field in ("stop", "frequency_penalty", "presence_penalty", "logprobs", "adapter", "schema"):
+            if getattr(request, field) not in ("", (), 0, None):
+                raise EngineError(f"An echo has no {field}.", reason="refused", next_step="engine=hf")
+        asked = [message.content for message in request.messages] or [
+            request.prompt if isinstance(request.prompt, str) else " ".join(map(str, request.prompt or ()))
+        ]
+        words = ["echo:", *asked[-1].split()]
+        if request.ignore_end:
+            words = list(itertools.islice(itertools.cycle(words), request.max_tokens))
         said = words[: request.max_tokens]
-        for place, word in enumerate(said):
-            await asyncio.sleep(0)  # others answer meanwhile, as with a real engine
-            yield Delta(f" {word}" if place else word)
-        asked = sum(len(message.content.split()) for message in request.messages)
-        yield Delta("", finish_reason="stop" if len(said) == len(words) else "length", usage=Usage(asked, len(said)))
+        self._active += 1
+        try:
+            for place, word in enumerate(said):
+                await asyncio.sleep(0)  # others answer meanwhile, as with a real engine
+                self._said += 1
+                yield Delta(f" {word}" if place else word)
+            used = Usage(sum(len(text.split()) for text in asked), len(said))
+            yield Delta("", finish_reason="stop" if len(said) == len(words) and not request.ignore_end else "length", usage=used)
+        finally:
+            self._active -= 1
+
+    def load(self) -> Load:
+        """Answers under way and words said; an echo keeps no keys and values."""
+        return Load(active=self._active, decoded_tokens=self._said)
 
     async def close(self) -> None:
         """Nothing is held."""

@@ -7,6 +7,11 @@ from typing import Literal
 from pydantic import Field
 
 from largeforge.config.typed import Int, PositiveFloat, PositiveInt
+from largeforge.engine.config import EngineConfig
+from largeforge.guard.config import GuardsConfig
+from largeforge.model.config import ModelConfig
+from largeforge.quant.config import QuantConfig
+from largeforge.serve.config import ServeConfig as ServerConfig
 from largeforge.store.config import StoreConfig
 from largeforge.task.config import RootConfig
 
@@ -24,3 +29,14 @@ class KeysConfig(RootConfig):
     )
     expires_days: PositiveFloat | None = Field(le=36500, description="Days after which the key that is made is worthless; null is never.")
     scopes: list[Literal["infer", "admin"]] = Field(min_length=1, description="What the key that is made may do.")
+
+
+class ServeConfig(RootConfig):
+    """Serve a model over OpenAI's HTTP, WebSocket and gRPC."""
+
+    model: ModelConfig = Field(description="Who answers: an artifact, a folder, a Hub id, a choice.")
+    quant: QuantConfig = Field(description="How weights are held.")
+    engine: EngineConfig = Field(description="How it answers.")
+    serve: ServerConfig = Field(description="What runs here, and where it listens.")
+    guards: GuardsConfig = Field(description="What a request must pass.")
+    store: StoreConfig = Field(description="Where keys are kept.")

@@ -5,11 +5,9 @@ Loads nothing heavy: the parent waits while its children train.
 
 from __future__ import annotations
 
-import ctypes
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -24,6 +22,7 @@ from largeforge.config.composed import Composed
 from largeforge.console import Console
 from largeforge.contract import Progress
 from largeforge.errors import EXIT_CHECK_FAILED, EXIT_DOES_NOT_FIT, EXIT_DONE, EXIT_FAULT, EXIT_USER, InputError
+from largeforge.process import die_with_parent, free_port
 from largeforge.rank import STARTED_HERE
 from largeforge.run import Run
 
@@ -32,7 +31,6 @@ POLL_S = 0.05
 GRACE_S = 15.0
 ENDED_HERE = -1000
 ASKED_TWICE_S = 3.0
-PR_SET_PDEATHSIG = 1
 MEANT = (EXIT_DONE, EXIT_USER, EXIT_DOES_NOT_FIT, EXIT_CHECK_FAILED, 130, 143)
 
 
@@ -121,19 +119,6 @@ def start_child(
     finally:
         if said is not None:
             said.close()
-
-
-def die_with_parent() -> None:
-    """Have the kernel kill this process when the one that started it ends, however that happens."""
-    with suppress(OSError, AttributeError):
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-
-
-def free_port() -> int:
-    """A port of this machine that nobody listens on now."""
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return int(one.getsockname()[1])
 
 
 # ---- waiting ----

@@ -19,7 +19,8 @@ from typing import Any
 from largeforge.config.composed import Composed
 from largeforge.console import Console
 from largeforge.errors import InputError, MissingExtra
-from largeforge.trainer.launch import Signals, command, environment_of, free_port, settle, signals_kept, start_child, wait_for_all
+from largeforge.process import free_port
+from largeforge.trainer.launch import Signals, command, environment_of, settle, signals_kept, start_child, wait_for_all
 
 ROOM_S = 60.0
 

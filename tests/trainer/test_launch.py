@@ -18,9 +18,10 @@ import pytest
 from largeforge.config.compose import compose
 from largeforge.console import Console
 from largeforge.errors import ConfigError
+from largeforge.process import free_port
 from largeforge.rank import STARTED_HERE
 from largeforge.run import execute
-from largeforge.trainer.launch import ENDED_HERE, Signals, command, environment_of, free_port, settle, start_child, wait_for_all
+from largeforge.trainer.launch import ENDED_HERE, Signals, command, environment_of, settle, start_child, wait_for_all
 from tests.task.conftest import chat_rows
 
 WAITS = "import time; time.sleep(60)"

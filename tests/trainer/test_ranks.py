@@ -12,7 +12,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from largeforge.trainer.launch import environment_of, free_port
+from largeforge.process import free_port
+from largeforge.trainer.launch import environment_of
 from tests.trainer import ranks_child
 from tests.trainer.ranks_child import CASES, NUM_ROWS, take
 

@@ -1,0 +1,27 @@
+"""Words about processes of this machine: die with a parent, find a free port. Standard library only."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import socket
+
+PR_SET_PDEATHSIG = 1
+
+
+def die_with_parent() -> None:
+    """In a child: be killed when the parent dies, however it dies (Linux; elsewhere nothing is done)."""
+    try:
+        ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    except (OSError, AttributeError):
+        return
+    if os.getppid() == 1:  # it died before this was said
+        os._exit(1)
+
+
+def free_port(host: str = "127.0.0.1") -> int:
+    """Return a TCP port that nobody listens on now."""
+    with socket.socket() as one:
+        one.bind((host, 0))
+        return int(one.getsockname()[1])

@@ -1,0 +1,176 @@
+"""Is what is served the model? Pinned prompts, answered greedily by transformers' own `generate`, by the engine in its process, and by the endpoint.
+
+The first two are computed where the weights lie, before anybody is served; the third is asked over HTTP like any request. Token ids of the
+prompts are compared as well: a template that differs between training and serving shows there first.
+In half precision the last bits of logits depend on how many are answered together, so two tokens that are equally likely may fall either
+way: a difference is one only where the model's own logits told the two apart.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+from largeforge.chat import ChatRequest, Message
+from largeforge.errors import CheckFailed
+
+if TYPE_CHECKING:
+    from largeforge.contract import Engine, LoadedModel
+
+NUM_TOKENS = 16
+PROMPTS = (
+    "What is the capital of France?",
+    "Write one sentence about the sea, and say 'naïve café' in it.",
+    "Repeat after me: one two three four five six seven eight nine ten eleven twelve.",
+)
+# Two logits nearer than this are a tie: the spacing of numbers of their size (8 to 16) in each precision, times a few.
+TIES = {"float32": 1e-3, "bfloat16": 0.25, "float16": 0.03}
+
+
+@dataclass(frozen=True)
+class Pin:
+    """One prompt and its answer.
+
+    Args:
+        prompt: what the user says.
+        ids: of the conversation, as plain transformers makes them from the model's template.
+        tokens: what plain `generate` said: ids, without the one that ends the answer.
+        text: of these.
+        pieces: the text of each.
+        margins: how much likelier each token was than the next one, in logits.
+        engine: what the engine said in its own process; None where it was not asked.
+        precision: of the weights: "float32", "bfloat16" or "float16".
+    """
+
+    prompt: str
+    ids: list[int]
+    tokens: list[int]
+    text: str
+    pieces: list[str]
+    margins: list[float]
+    engine: str | None
+    precision: str
+
+
+def pinned(model: LoadedModel, engine: Engine | None) -> list[dict[str, Any]]:
+    """Return the pins of a loaded model, as JSON can hold them; prompts that its template refuses are left out.
+
+    Raises:
+        CheckFailed: the engine says something else in its own process.
+    """
+    pins = [pin for prompt in PROMPTS if (pin := _pin(model, engine, prompt)) is not None]
+    for pin in pins:
+        if pin.engine is not None and pin.engine != pin.text and not _tie(pin, _same_pieces(pin, pin.engine)):
+            raise CheckFailed(f"The engine answers {pin.prompt!r} with {pin.engine!r}; transformers' generate says {pin.text!r}.")
+    return [asdict(pin) for pin in pins]
+
+
+def _pin(model: LoadedModel, engine: Engine | None, prompt: str) -> Pin | None:
+    import torch
+    from jinja2 import TemplateError
+
+    tokenizer: Any = model.tokenizer
+    network: Any = model.network
+    try:
+        found = tokenizer.apply_chat_template(
+            [{"role": "user", "content": prompt}], chat_template=model.template, add_generation_prompt=True, tokenize=True, return_dict=True
+        )
+    except TemplateError:
+        return None
+    ids: list[int] = found["input_ids"]
+    request = ChatRequest((Message("user", prompt),), max_tokens=NUM_TOKENS)
+    said = next(engine.answers([request])).text if engine is not None else None
+    ends = sorted(getattr(engine, "ends", None) or {tokenizer.eos_token_id})
+    network.eval()
+    with torch.inference_mode():
+        input_ids = torch.tensor([ids], device=network.device)
+        out = network.generate(
+            input_ids,
+            attention_mask=torch.ones_like(input_ids),
+            max_new_tokens=NUM_TOKENS,
+            do_sample=False,
+            eos_token_id=ends,
+            pad_token_id=ends[0],
+            return_dict_in_generate=True,
+            output_logits=True,
+        )
+    tokens = out.sequences[0, len(ids) :].tolist()
+    margins = [float(best[0] - best[1]) for best in (logits[0].float().topk(2).values for logits in out.logits)]
+    if tokens and tokens[-1] in ends:
+        tokens = tokens[:-1]
+    text = tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    pieces = [tokenizer.decode([token], skip_special_tokens=True, clean_up_tokenization_spaces=False) for token in tokens]
+    precision = str(next(network.parameters()).dtype).removeprefix("torch.")
+    return Pin(prompt, ids, tokens, text, pieces, margins, said, precision)
+
+
+class Endpoint(Protocol):
+    """Who is asked: a door's way to its engine server."""
+
+    async def get(self, path: str) -> Any:
+        """The JSON of a GET."""
+
+    async def ask(self, path: str, body: dict[str, Any]) -> Any:
+        """The JSON of a POST."""
+
+
+async def prove(endpoint: Endpoint, model: str, pins: Sequence[dict[str, Any]] | None = None) -> str:
+    """Compare an endpoint with the pins; return a line for the user.
+
+    Args:
+        endpoint: what is served.
+        model: what it is called there.
+        pins: None asks the endpoint for those that its process computed.
+
+    Raises:
+        CheckFailed: prompts become other token ids there, or answers differ.
+    """
+    found = [Pin(**pin) for pin in (pins if pins is not None else await endpoint.get("/pinned"))]
+    ties = 0
+    differences: list[str] = []
+    for pin, asked in zip(found, await asyncio.gather(*(_asked(endpoint, model, pin) for pin in found)), strict=True):
+        ids, text, count = asked
+        if ids != pin.ids or count != len(pin.ids):
+            differences.append(f"{pin.prompt!r} becomes {len(ids)} tokens there ({ids[:8]} ...), not {len(pin.ids)} ({pin.ids[:8]} ...)")
+        elif text != pin.text:
+            place = _same_pieces(pin, text)
+            if _tie(pin, place):
+                ties += 1
+            else:
+                differences.append(f"{pin.prompt!r} is answered with {text!r}; the model says {pin.text!r}")
+    if differences:
+        raise CheckFailed(
+            "What is served is not the model: " + "; ".join(differences) + ".",
+            next_step="serve.prove=false serves it all the same; please report it, or look whether chat template and weights belong together",
+        )
+    if not found:
+        return "  proof    the model's chat template takes none of the pinned prompts: nothing was compared"
+    tokens = sum(len(pin.tokens) for pin in found)
+    told = f", {ties} of them up to a tie of two tokens in {found[0].precision}" if ties else ""
+    ways = "in-process and by transformers' generate" if found[0].engine is not None else "by transformers' generate"
+    return f"  proof    {len(found)} of {len(found)} pinned prompts: the same token ids, and the same {tokens} greedy tokens as {ways}{told}"
+
+
+async def _asked(endpoint: Endpoint, model: str, pin: Pin) -> tuple[list[int], str, int]:
+    messages = [{"role": "user", "content": pin.prompt}]
+    tokenized = await endpoint.ask("/tokenize", {"model": model, "messages": messages, "add_generation_prompt": True})
+    body = {"model": model, "messages": messages, "max_tokens": NUM_TOKENS, "temperature": 0}
+    answer = await endpoint.ask("/v1/chat/completions", body)
+    return tokenized["tokens"], answer["choices"][0]["message"]["content"], answer["usage"]["prompt_tokens"]
+
+
+def _same_pieces(pin: Pin, text: str) -> int:
+    """How many tokens of a pinned answer another text begins with."""
+    said = ""
+    for number, piece in enumerate(pin.pieces):
+        said += piece
+        if not text.startswith(said):
+            return number
+    return len(pin.pieces)
+
+
+def _tie(pin: Pin, place: int) -> bool:
+    """Whether the model itself hardly told two tokens apart where an answer first differs."""
+    return place < len(pin.margins) and pin.margins[place] <= TIES.get(pin.precision, 1e-3)

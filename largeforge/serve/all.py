@@ -1,0 +1,86 @@
+"""all: the door in this process, the engine server behind it as a child, on one machine."""
+
+from __future__ import annotations
+
+import time
+
+from largeforge.serve.base import Listening, Parts, Stops, greeting, is_loopback, new_key, run_loop
+from largeforge.serve.config import AllConfig
+from largeforge.serve.door import Door
+from largeforge.serve.supervising import EngineServer
+from largeforge.serve.upstream import Upstream
+
+
+class All:
+    """Starts and supervises both.
+
+    Args:
+        config: where, and for how long.
+    """
+
+    def __init__(self, config: AllConfig) -> None:
+        self.config = config
+
+    def run(self, parts: Parts) -> None:
+        """Serve until SIGTERM or Ctrl-C. Raises ServeError where it does not come up, CheckFailed where its answers are not those of the model."""
+        run_loop(self._run(parts))
+
+    async def _run(self, parts: Parts) -> None:
+        config, run = self.config, parts.run
+        start = time.monotonic()
+        required = not (is_loopback(config.host) or config.open)
+        listening = Listening(config, required=required)
+        server: EngineServer | None = None
+        try:
+            with Stops(run) as stops:
+                # ---- the engine ----
+                if parts.launch is not None:
+                    key, launch = new_key(), parts.launch
+                    server = EngineServer(lambda port: launch("127.0.0.1", port, key, run.folder), folder=run.folder)
+                    server.on_restart = parts.meters.engine_restarts.inc
+                    upstream = Upstream(server=server, key=key, names=[parts.name, *parts.adapters])
+                    run.progress.say(f"starting {parts.name} (its log: {run.folder / 'engine.txt'})")
+                    if not await stops.unless_asked(server.start()):
+                        return
+                else:
+                    assert parts.elsewhere is not None
+                    url, key, model = parts.elsewhere
+                    named = [parts.name] if parts.name else []
+                    upstream = Upstream(url=url.removesuffix("/v1"), key=key, names=named, model=model, ready_path="")
+                await upstream.open()
+
+                # ---- the door ----
+                door = Door(
+                    upstream,
+                    guard=lambda app: parts.guarded(app, parts.meters, required),
+                    meters=parts.meters,
+                    store=parts.store,
+                    defaults=parts.defaults,
+                    title=f"LargeForge: {upstream.names[0]}",
+                )
+                door.proving = True
+                await listening.start(door)
+                load_s = server.load_seconds if server is not None else 0.0
+                parts.meters.model_load_time.set(load_s)
+
+                # ---- the proof ----
+                proof = ""
+                if config.prove and parts.prove is not None:
+                    proof = await parts.prove(upstream, upstream.names[0])
+                door.proving = False
+                seconds = time.monotonic() - start
+                run.measure(ready_seconds=seconds, load_seconds=load_s)
+                run.progress.say(greeting(listening, name=upstream.names[0], seconds=seconds, proof=proof, keys=required))
+
+                # ---- until it is to stop ----
+                await stops.asked.wait()
+                left = await door.drain(config.drain_s, at_once=lambda: stops.at_once)
+                if left:
+                    run.progress.say(f"{left} answers were not finished after {config.drain_s:g} s.")
+                run.measure(restarts=float(server.restarts if server is not None else 0))
+                await listening.stop()
+                await upstream.close()
+        finally:
+            if server is not None:
+                await server.stop()
+            listening.close()

@@ -1,0 +1,294 @@
+"""What every server does at its start and end: sockets, signals, an event loop, TLS. Which pieces run says the choice: all, door_only, engine_only.
+
+Knows no model and no guard: they come as callables from the story.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import json
+import secrets
+import signal
+import socket
+import ssl
+from collections.abc import Callable, Coroutine
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import uvicorn
+
+from largeforge.asgi import App
+from largeforge.contract import Launch, Store
+from largeforge.errors import InputError, ServeError
+from largeforge.run import Run
+from largeforge.serve.asking import Defaults
+from largeforge.serve.config import DoorConfig
+from largeforge.serve.door import Concurrent, Door
+from largeforge.serve.grpc import GrpcServer
+from largeforge.serve.upstream import Upstream
+
+FINISH_S = 5  # for connections that are open and ask nothing, at the end
+LONGEST_WAIT_FOR_SOCKETS = 2048
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What a story brings to a server.
+
+    Args:
+        run: of the story.
+        launch: starts the engine server, for a port, a key and a folder; None where it stands elsewhere.
+        elsewhere: (url, key, the model's name there) of an engine that stands elsewhere; None where it is started here.
+        name: what requests call the model.
+        adapters: names of its adapters.
+        defaults: what holds where a request does not say; None where the engine has its own.
+        guarded: puts the guards around an app: (app, meters, whether a key is required) -> (app, the guard that counts what runs).
+        meters: what is measured.
+        store: who keeps keys; opened already.
+        prove: compares what an endpoint says with the pinned answers; returns a line for the user, raises CheckFailed. None proves nothing.
+    """
+
+    run: Run
+    launch: Callable[[str, int, str, Path], Launch] | None
+    elsewhere: tuple[str, str, str] | None
+    name: str
+    adapters: tuple[str, ...]
+    defaults: Defaults | None
+    guarded: Callable[[App, Any, bool], tuple[App, Concurrent]]
+    meters: Any
+    store: Store | None
+    prove: Callable[[Upstream, str], Coroutine[Any, Any, str]] | None = None
+
+
+def new_key() -> str:
+    """A key between a door and its engine server, for as long as they run."""
+    return secrets.token_urlsafe(24)
+
+
+def is_loopback(host: str) -> bool:
+    """Whether nobody but this machine reaches a host."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def run_loop(work: Coroutine[Any, Any, None]) -> None:
+    """Run in an event loop of uvloop's."""
+    import uvloop
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) if hasattr(asyncio, "Runner") else _OldRunner(uvloop.new_event_loop) as runner:
+        runner.run(work)
+
+
+class _OldRunner:
+    """asyncio.Runner, which Python 3.10 lacks: as much of it as is needed."""
+
+    def __init__(self, factory: Callable[[], asyncio.AbstractEventLoop]) -> None:
+        self.loop = factory()
+
+    def __enter__(self) -> _OldRunner:
+        asyncio.set_event_loop(self.loop)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.loop.run_until_complete(self.loop.shutdown_asyncgens())
+        asyncio.set_event_loop(None)
+        self.loop.close()
+
+    def run(self, work: Coroutine[Any, Any, None]) -> None:
+        self.loop.run_until_complete(work)
+
+
+class Stops:
+    """SIGTERM and Ctrl-C: the first asks for an orderly end, the second for one at once."""
+
+    def __init__(self, run: Run) -> None:
+        self.asked = asyncio.Event()
+        self.at_once = False
+        self._run = run
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> Stops:
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self._before[number] = signal.getsignal(number)
+            loop.add_signal_handler(number, self._ask, number)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        loop = asyncio.get_running_loop()
+        for number, handler in self._before.items():
+            loop.remove_signal_handler(number)
+            signal.signal(number, handler)
+
+    async def unless_asked(self, work: Coroutine[Any, Any, None]) -> bool:
+        """Do work; give it up and return False where a stop is asked for meanwhile."""
+        task, asked = asyncio.ensure_future(work), asyncio.ensure_future(self.asked.wait())
+        try:
+            await asyncio.wait((task, asked), return_when=asyncio.FIRST_COMPLETED)
+            if not task.done():
+                return False
+            await task
+            return True
+        finally:
+            asked.cancel()
+            if not task.done():
+                task.cancel()
+                with suppress(asyncio.CancelledError):
+                    await task
+
+    def _ask(self, number: int) -> None:
+        if self.asked.is_set():
+            self.at_once = True
+            return
+        self.asked.set()
+        self._run.progress.say("Stopping: what runs is finished; once more stops at once.")
+
+
+def listening(host: str, port: int) -> socket.socket:
+    """Return a socket that listens. Raises ServeError where that cannot be."""
+    try:
+        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+    except socket.gaierror as fault:
+        raise ServeError(f"serve.host={host} is no address of this machine: {fault.strerror}.", next_step="serve.host=127.0.0.1") from fault
+    one = socket.socket(family, socket.SOCK_STREAM)
+    one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        one.bind(address)
+        one.listen(LONGEST_WAIT_FOR_SOCKETS)
+    except OSError as fault:
+        one.close()
+        taken = fault.errno == 98
+        what = f"Port {port} of {host} is taken" if taken else f"{host}:{port} cannot be listened on: {fault.strerror}"
+        raise ServeError(f"{what}.", next_step=f"serve.port={port + 10 if port < 65500 else 8000}, or 0 for any free one") from fault
+    one.setblocking(False)
+    return one
+
+
+def certificate(config: DoorConfig) -> tuple[str, str] | None:
+    """Return the files of certificate and key, looked at; None where there are none. Raises InputError."""
+    if config.certificate is None and config.private_key is None:
+        return None
+    if config.certificate is None or config.private_key is None:
+        missing = "private_key" if config.private_key is None else "certificate"
+        raise InputError(f"TLS needs both files: serve.{missing} is null.", next_step=f"serve.{missing}=<a PEM file>")
+    from cryptography import x509
+
+    try:
+        found = x509.load_pem_x509_certificate(Path(config.certificate).read_bytes())
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(config.certificate, config.private_key)
+    except OSError as fault:
+        what = "do not fit together, or are no PEM" if isinstance(fault, ssl.SSLError) else fault.strerror
+        raise InputError(f"serve.certificate={config.certificate} with serve.private_key={config.private_key}: {what}.") from fault
+    except ValueError as fault:
+        raise InputError(f"serve.certificate={config.certificate} is no certificate in PEM: {fault}.") from fault
+    now = datetime.now(timezone.utc)
+    if not found.not_valid_before_utc <= now <= found.not_valid_after_utc:
+        raise InputError(
+            f"serve.certificate={config.certificate} is valid from {found.not_valid_before_utc:%Y-%m-%d} to {found.not_valid_after_utc:%Y-%m-%d}, not now.",
+            next_step="renew it, then the same command",
+        )
+    return config.certificate, config.private_key
+
+
+class _Uvicorn(uvicorn.Server):
+    """uvicorn without its signal handlers: `Stops` has them."""
+
+    @contextmanager
+    def capture_signals(self) -> Any:
+        yield
+
+
+class Listening:
+    """The door on its sockets: HTTP, WebSocket, gRPC."""
+
+    def __init__(self, config: DoorConfig, *, required: bool) -> None:
+        self.config = config
+        self.required = required
+        self.tls = certificate(config)
+        self.socket = listening(config.host, config.port)
+        self.port = int(self.socket.getsockname()[1])
+        self.grpc_port = 0
+        self._server: _Uvicorn | None = None
+        self._serving: asyncio.Task[None] | None = None
+        self._grpc: GrpcServer | None = None
+
+    @property
+    def url(self) -> str:
+        """Where a client on this machine finds it."""
+        host = self.config.host if self.config.host not in ("0.0.0.0", "::") else "127.0.0.1"
+        return f"{'https' if self.tls else 'http'}://{f'[{host}]' if ':' in host else host}:{self.port}"
+
+    async def start(self, door: Door) -> None:
+        """Answer from now on. Raises ServeError."""
+        config = uvicorn.Config(
+            door,
+            http="httptools",
+            ws="websockets-sansio",
+            lifespan="off",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            timeout_keep_alive=75,
+            timeout_graceful_shutdown=FINISH_S,
+            ws_max_size=16 * 2**20,
+            backlog=LONGEST_WAIT_FOR_SOCKETS,
+            ssl_certfile=self.tls[0] if self.tls else None,
+            ssl_keyfile=self.tls[1] if self.tls else None,
+        )
+        config.load()
+        if config.ssl is not None:
+            config.ssl.minimum_version = ssl.TLSVersion.TLSv1_2
+        self._server = _Uvicorn(config)
+        self._serving = asyncio.ensure_future(self._server.serve(sockets=[self.socket]))
+        while not self._server.started:
+            if self._serving.done():
+                await self._serving
+                raise ServeError("The door's HTTP server ended before it was ready.")
+            await asyncio.sleep(0.01)
+        if self.config.grpc_port != 0:
+            self._grpc = GrpcServer(door, ready=lambda: door.state == "ready", authorise=door.authorise)
+            wanted = self.config.grpc_port or (self.port + 1 if self.config.port else 0)
+            self.grpc_port = await self._grpc.start(self.config.host, wanted, tls=self.tls)
+
+    async def stop(self) -> None:
+        """Close every connection."""
+        if self._grpc is not None:
+            await self._grpc.stop(1.0)
+        if self._server is not None and self._serving is not None:
+            self._server.should_exit = True
+            with suppress(asyncio.TimeoutError, asyncio.CancelledError):
+                await asyncio.wait_for(asyncio.shield(self._serving), FINISH_S + 1)
+            self._server.force_exit = True
+            with suppress(asyncio.CancelledError):
+                await self._serving
+
+    def close(self) -> None:
+        """Let the port go, where it was never answered on."""
+        self.socket.close()
+
+
+def greeting(listening: Listening, *, name: str, seconds: float, proof: str, keys: bool) -> str:
+    """What a user reads when it is ready: where it is, how to ask it."""
+    url = listening.url
+    body = json.dumps({"model": name, "messages": [{"role": "user", "content": "Hello!"}]})
+    key = " -H 'Authorization: Bearer <key>'" if keys else ""
+    insecure = " --cacert <your CA>" if listening.tls else ""
+    lines = [
+        f"\nready in {seconds:.1f} s: {name} at {url}/v1",
+        *([proof] if proof else []),
+        f"  talk     {url}/",
+        f"  try      curl{insecure} {url}/v1/chat/completions -H 'Content-Type: application/json'{key} -d '{body}'",
+        f"  docs     {url}/docs",
+        f"  gRPC     {url.partition('://')[2].rpartition(':')[0]}:{listening.grpc_port}" if listening.grpc_port else "  gRPC     off",
+        f"  keys     {'asked for; make one: python -m largeforge task=keys create=<name>' if keys else 'not asked for: only this machine gets in'}",
+        "Ctrl-C or SIGTERM stops it; what runs is finished first.",
+    ]
+    return "\n".join(lines)

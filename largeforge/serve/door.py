@@ -1,0 +1,145 @@
+"""The door: everything that clients see, as one ASGI app, and what it is asked about itself.
+
+Built from live objects that the story brings: who is asked, what guards, who keeps keys. Starts nothing and listens nowhere.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from typing import Any, Literal, Protocol
+
+import aiohttp
+
+from largeforge.asgi import App, Receive, Scope, Send, refuse
+from largeforge.contract import Store
+from largeforge.errors import StoreError
+from largeforge.serve.asking import Defaults
+from largeforge.serve.completions import PATHS, Completions
+from largeforge.serve.inner import call as inner_call
+from largeforge.serve.pages import Asked, Component, pages
+from largeforge.serve.upstream import Upstream
+from largeforge.serve.websocket import WebSocket
+
+SOCKET = "/v1/ws"
+ROUTES = (*PATHS, SOCKET, "/", "/health", "/ready", "/metrics", "/docs", "/docs/oauth2-redirect", "/openapi.json")
+"""Every path that is answered; any other is "other" in logs and metrics."""
+METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"  # Prometheus' text exposition format
+
+
+class Concurrent(Protocol):
+    """The guard that counts what runs: `largeforge.guard.concurrency.Concurrency`."""
+
+    @property
+    def active(self) -> int:
+        """Requests that are being answered."""
+
+    @property
+    def waiting(self) -> int:
+        """Requests that wait for their turn."""
+
+    def drain(self) -> None:
+        """Take no more."""
+
+
+class Door:
+    """The app, and its state.
+
+    Args:
+        upstream: who is asked.
+        guard: puts the guards around an app; returns that, and the guard that counts what runs.
+        meters: what is measured: `largeforge.guard.meters.Meters`.
+        store: who keeps keys; None where nobody does.
+        defaults: what holds where a request does not say; None where the engine has its own.
+        title: of the OpenAPI document.
+    """
+
+    def __init__(
+        self,
+        upstream: Upstream,
+        *,
+        guard: Callable[[App], tuple[App, Concurrent]],
+        meters: Any,
+        store: Store | None,
+        defaults: Defaults | None,
+        title: str = "LargeForge",
+    ) -> None:
+        self.upstream = upstream
+        self.meters = meters
+        self.store = store
+        self.draining = False
+        self.proving = False
+        self.completions = Completions(upstream, defaults=defaults, created=int(time.time()), piece=getattr(meters, "piece", None))
+        self.pages: Any = pages(Asked(self.components, lambda: self.state, self.metrics), title=title)
+        self.websocket = WebSocket()
+        self.app, self.concurrent = guard(self.route)
+        self.websocket.app = self.app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await self.app(scope, receive, send)
+
+    async def route(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Hand a guarded request to whom it is for."""
+        path = scope.get("path", "")
+        if scope["type"] == "websocket":
+            if path == SOCKET:
+                await self.websocket(scope, receive, send)
+                return
+            return await refuse(scope, receive, send, 404, f"There is no WebSocket at {path[:200]}; it is at {SOCKET}.", kind="invalid_request_error")
+        if scope["type"] != "http":
+            return
+        if path == SOCKET:
+            return await refuse(scope, receive, send, 426, f"{SOCKET} is a WebSocket.", kind="invalid_request_error", headers={"upgrade": "websocket"})
+        if path not in PATHS:
+            await self.pages(scope, receive, send)
+            return
+        await self.completions(scope, receive, send)
+
+    @property
+    def state(self) -> Literal["ready", "loading", "draining"]:
+        """Whether requests should be sent here."""
+        return "draining" if self.draining else "ready" if self.upstream.ready and not self.proving else "loading"
+
+    async def components(self) -> list[Component]:
+        """Look at the engine, and at the store."""
+        found = []
+        latency = await self.upstream.latency_ms()
+        found.append(Component(name="engine", status="unhealthy" if latency is None else "healthy", latency_ms=latency or 0.0))
+        if self.store is not None:
+            start = time.perf_counter()
+            try:
+                await asyncio.wait_for(asyncio.to_thread(self.store.num_keys), 5)
+                healthy = True
+            except (StoreError, asyncio.TimeoutError):
+                healthy = False
+            found.append(Component(name="store", status="healthy" if healthy else "unhealthy", latency_ms=(time.perf_counter() - start) * 1000))
+        return found
+
+    async def metrics(self) -> tuple[bytes, str]:
+        """Gather what the engine says of itself, and write all down."""
+        if self.upstream.server is not None and self.upstream.ready:
+            try:
+                found = await self.upstream.get("/stats", timeout_s=2)
+                self.meters.gpu_memory.set(found["memory_bytes"])
+            except (aiohttp.ClientError, asyncio.TimeoutError, OSError, ValueError, KeyError):
+                pass  # vLLM has no /stats, and one that is dying answers none
+        return self.meters.text(), METRICS_TYPE
+
+    async def authorise(self, headers: list[tuple[bytes, bytes]]) -> int:
+        """Return the status of a request with these headers: 200 where they open the door."""
+        async with inner_call(self.app, path="/v1/models", body=b"", headers=headers, client=None, transport="grpc", method="GET") as reply:
+            return int(reply.status)
+
+    async def drain(self, limit_s: float, *, at_once: Callable[[], bool]) -> int:
+        """Take no more, wait for what runs; return how many were still running at the limit."""
+        self.draining = True
+        self.concurrent.drain()
+        until = time.monotonic() + limit_s
+        while self._running and time.monotonic() < until and not at_once():
+            await asyncio.sleep(0.05)
+        return self._running
+
+    @property
+    def _running(self) -> int:
+        return self.concurrent.active + self.concurrent.waiting

@@ -1,0 +1,177 @@
+"""One engine server as a child process: started, watched, started again with backoff, ended.
+
+Knows processes and a port; nothing about models. What the child prints goes to a file of the run's folder.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+import aiohttp
+
+from largeforge.contract import Launch
+from largeforge.errors import ServeError
+from largeforge.process import die_with_parent, free_port
+from largeforge.serve.hosting import WORD
+
+log = logging.getLogger("largeforge.serve")
+PROBE_S = 0.05
+FIRST_WAIT_S, LONGEST_WAIT_S = 0.1, 30.0  # before it is started again; doubled each time
+CALM_S = 60.0  # one that ran so long is started again without waiting
+TAIL = 2000  # characters of what a child printed that an error shows
+
+
+class EngineServer:
+    """A child that answers OpenAI's HTTP on a loopback port.
+
+    Args:
+        launch: what to start, for a port.
+        folder: where it writes.
+        host: where it can be reached.
+        port: 0 takes a free one at each start.
+        stop_s: seconds it is given to end by itself.
+    """
+
+    def __init__(self, launch: Callable[[int], Launch], *, folder: Path, host: str = "127.0.0.1", port: int = 0, stop_s: float = 10.0) -> None:
+        self.launch = launch
+        self.folder = folder
+        self.host, self.fixed_port = host, port
+        self.stop_s = stop_s
+        self.url = ""
+        self.ready = asyncio.Event()
+        self.restarts = 0
+        self.load_seconds = 0.0
+        self.on_restart: Callable[[], None] = lambda: None
+        self._process: asyncio.subprocess.Process | None = None
+        self._watcher: asyncio.Task[None] | None = None
+        self._stopping = False
+
+    @property
+    def pid(self) -> int | None:
+        """Of the child; None where none runs."""
+        process = self._process
+        return process.pid if process is not None and process.returncode is None else None
+
+    async def start(self) -> None:
+        """Start it and wait until it is ready. Raises ServeError with what it said where it does not come up."""
+        await self._up(await self._spawn())
+        self._watcher = asyncio.ensure_future(self._watch())
+
+    async def stop(self) -> None:
+        """End it: asked first, killed after `stop_s`; nothing of it is left."""
+        self._stopping = True
+        self.ready.clear()
+        if self._watcher is not None:
+            self._watcher.cancel()
+            with suppress(asyncio.CancelledError):
+                await self._watcher
+        process = self._process
+        if process is not None and process.returncode is None:
+            with suppress(ProcessLookupError):
+                process.send_signal(signal.SIGTERM)
+            with suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(process.wait(), self.stop_s)
+        self._kill_all()
+
+    async def _spawn(self) -> Launch:
+        port = self.fixed_port or free_port(self.host)
+        launch = self.launch(port)
+        self.url = f"http://{self.host}:{port}"
+        with suppress(FileNotFoundError):
+            (self.folder / WORD).unlink()
+        said = (self.folder / "engine.txt").open("ab")
+        try:
+            self._process = await asyncio.create_subprocess_exec(
+                *launch.argv,
+                stdin=asyncio.subprocess.PIPE,
+                stdout=said,
+                stderr=said,
+                env=launch.env,
+                start_new_session=True,  # Ctrl-C reaches the parent alone, which drains
+                preexec_fn=die_with_parent,
+            )
+        except OSError as fault:
+            raise ServeError(f"{launch.argv[0]} could not be started: {fault.strerror}.") from fault
+        finally:
+            said.close()
+        stdin = self._process.stdin
+        assert stdin is not None
+        with suppress(BrokenPipeError, ConnectionResetError):
+            stdin.write(launch.stdin)
+            await stdin.drain()
+        stdin.close()
+        return launch
+
+    async def _up(self, launch: Launch) -> None:
+        """Wait until it answers. Raises ServeError where it ends before, or takes too long."""
+        start = time.monotonic()
+        process = self._process
+        assert process is not None
+        async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=5)) as session:
+            while True:
+                if process.returncode is not None:
+                    self._kill_all()
+                    raise self._failure(f"The engine server ended with code {process.returncode} before it was ready.")
+                if await answers(session, self.url + launch.ready_path):
+                    break
+                if time.monotonic() - start > launch.start_timeout_s:
+                    self._kill_all()
+                    raise self._failure(f"The engine server was not ready after {launch.start_timeout_s:.0f} s.")
+                await asyncio.sleep(PROBE_S)
+        self.load_seconds = time.monotonic() - start
+        self.ready.set()
+
+    def _failure(self, what: str) -> ServeError:
+        """What it left for the user, else the end of what it printed."""
+        word = self.folder / WORD
+        if word.is_file():
+            message, _, mend = word.read_text(encoding="utf-8").partition("\nTry: ")
+            return ServeError(message, next_step=mend)
+        printed = self.folder / "engine.txt"
+        tail = printed.read_bytes()[-TAIL:].decode("utf-8", "replace").strip() if printed.is_file() else ""
+        return ServeError(f"{what}\n{tail}" if tail else what, next_step=f"see {printed}")
+
+    async def _watch(self) -> None:
+        """Start it again whenever it ends."""
+        wait_s = FIRST_WAIT_S
+        while True:
+            process = self._process
+            assert process is not None
+            up_since = time.monotonic()
+            await process.wait()
+            self.ready.clear()
+            self._kill_all()
+            self.restarts += 1
+            self.on_restart()
+            if time.monotonic() - up_since > CALM_S:
+                wait_s = FIRST_WAIT_S
+            log.warning("the engine server ended (code %s); started again in %.1f s", process.returncode, wait_s)
+            await asyncio.sleep(wait_s)
+            wait_s = min(2 * wait_s, LONGEST_WAIT_S)
+            try:
+                await self._up(await self._spawn())
+                log.warning("the engine server is ready again after %.1f s", self.load_seconds)
+            except ServeError as fault:
+                log.error("the engine server did not come up: %s", fault)
+
+    def _kill_all(self) -> None:
+        """Kill what is left of its session: its own children too."""
+        if self._process is not None:
+            with suppress(ProcessLookupError, PermissionError):
+                os.killpg(self._process.pid, signal.SIGKILL)
+
+
+async def answers(session: aiohttp.ClientSession, url: str) -> bool:
+    """Whether a GET is answered with 200."""
+    try:
+        async with session.get(url) as response:
+            return response.status == 200
+    except (aiohttp.ClientError, asyncio.TimeoutError, OSError):
+        return False

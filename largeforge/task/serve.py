@@ -1,0 +1,162 @@
+"""Serve a model: the story that brings engine, guards, keys and door together, and keeps them up until it is told to stop.
+
+This process never loads torch: what answers is made in a process of its own, by `hosted`.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import sys
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from largeforge.asgi import App
+from largeforge.build import build, find
+from largeforge.chat import ChatRequest, Message
+from largeforge.contract import Launch, LaunchedEngine, LoadedModel, Quant, Store
+from largeforge.errors import InputError
+from largeforge.run import Run
+from largeforge.task.config import ServeConfig
+
+# Outermost first: what is refused early costs little, and what is measured is all of it.
+GUARDS = ("request_id", "access_log", "metrics", "keys", "body_limit", "rate", "concurrency", "deadline")
+
+
+class Serve:
+    """Answers over HTTP, WebSocket and gRPC."""
+
+    def __init__(self, config: ServeConfig) -> None:
+        self.config = config
+
+    def run(self, run: Run) -> None:
+        """Serve until SIGTERM or Ctrl-C."""
+        config = self.config
+        server: Any = build(config.serve)
+        store: Store = build(config.store)
+        keys_are_kept = config.guards.keys.require != "false"
+        if keys_are_kept:
+            store.open()
+        try:
+            server.run(find("largeforge.serve.base.Parts")(**self.parts(run, store if keys_are_kept else None)))
+        finally:
+            store.close()
+
+    def parts(self, run: Run, store: Store | None) -> dict[str, Any]:
+        """What the server is made of."""
+        engine = self.config.engine
+        elsewhere = engine.hosting == "elsewhere"
+        own: Any = engine
+        defaults = find("largeforge.serve.asking.Defaults")(engine.max_tokens, engine.temperature, engine.top_p, engine.top_k)
+        return {
+            "run": run,
+            "launch": None if elsewhere else partial(self.launch, run),
+            "elsewhere": self.elsewhere(run) if elsewhere else None,
+            "name": self.name,
+            "adapters": tuple(getattr(own, "adapters", ())),
+            "defaults": None if elsewhere else defaults,
+            "guarded": partial(self.guarded, store),
+            "meters": find("largeforge.guard.meters.Meters")(),
+            "store": store,
+            "prove": None if engine.hosting in ("elsewhere", "uvicorn") else find("largeforge.proof.served.prove"),
+        }
+
+    # ---- the engine ----
+
+    def launch(self, run: Run, host: str, port: int, key: str, folder: Path) -> Launch:
+        """Return what starts the engine server."""
+        config = self.config
+        if config.engine.hosting == "own":
+            return self.launch_own(port, key, folder)
+        engine = config.engine
+        hosting = find("largeforge.serve.hosting.Hosting")(
+            kind=engine.hosting,
+            make=partial(hosted, config),
+            host=host,
+            port=port,
+            key=key,
+            name=self.name,
+            adapters=tuple(getattr(engine, "adapters", ())),
+            defaults=(engine.max_tokens, engine.temperature, engine.top_p, engine.top_k),
+            folder=folder,
+            drain_s=config.serve.drain_s,
+        )
+        argv = [sys.executable, "-m", "largeforge.serve.hosting"]
+        environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
+        return Launch(argv, environment, "/health", getattr(config.serve, "start_timeout_s", 900.0), stdin=pickle.dumps(hosting))
+
+    def launch_own(self, port: int, key: str, folder: Path) -> Launch:
+        """Return what starts a server of another program: it needs the model's folder, not the model."""
+        config = self.config
+        if config.quant.target != "largeforge.quant.unquantized.Unquantized":
+            raise InputError("quant= is for engine=hf; this engine reads quantized checkpoints as they are.", next_step="quant=none")
+        engine: LaunchedEngine = build(config.engine)
+        source: Any = build(config.model)
+        place = source.place()
+        return engine.command(
+            model_folder=place.folder, template=source.template_text(place), port=port, name=self.name, key=key, folder=folder, dtype=config.model.dtype
+        )
+
+    def elsewhere(self, run: Run) -> tuple[str, str, str]:
+        """URL, key and the model's name there, of an engine that stands elsewhere."""
+        for word in run.composed.overrides:
+            if word.partition("=")[0].partition(".")[0] in ("model", "quant"):
+                raise InputError(f"{word} is for an engine of this machine; the chosen one stands elsewhere.", next_step="engine.model=<its name there>")
+        engine: Any = self.config.engine
+        return engine.url.rstrip("/"), engine.api_key.get_secret_value() if engine.api_key is not None else "", engine.model or ""
+
+    @property
+    def name(self) -> str:
+        """What requests call the model: as told, else the choice's name, a Hub id's last part, or what a folder is called."""
+        config: Any = self.config
+        if config.serve.name:
+            return str(config.serve.name)
+        if config.engine.hosting == "elsewhere":
+            return str(config.engine.model or "")
+        if config.engine.target.endswith(".Echo"):
+            return "echo"
+        path = config.model.path
+        if path is None:
+            return str(config.model.target.rpartition(".")[2].lower())
+        parts = [part for part in Path(path).parts if part not in ("artifact", ".", "/")]
+        return "-".join(parts[-3:] if Path(path).is_dir() and "outputs" in parts else parts[-1:]) or "model"
+
+    # ---- the guards ----
+
+    def guarded(self, store: Store | None, app: App, meters: Any, required: bool) -> tuple[App, Any]:
+        """Put the guards around an app; return that, and the one that counts what runs."""
+        guards: Any = self.config.guards
+        require = guards.keys.require
+        required = required if require == "auto" else require == "true"
+        live: dict[str, dict[str, Any]] = {
+            "request_id": {"routes": find("largeforge.serve.door.ROUTES")},
+            "metrics": {"meters": meters},
+            "keys": {"store": store, "required": required},
+        }
+        made: dict[str, Any] = {}
+        for name in reversed(GUARDS):
+            app = made[name] = build(getattr(guards, name), app=app, **live.get(name, {}))
+        concurrency = made["concurrency"]
+        meters.queue_depth.set_function(lambda: concurrency.waiting)
+        return app, concurrency
+
+
+def hosted(config: ServeConfig) -> Any:
+    """Make the engine, in the process that answers; with the pinned answers of the model itself."""
+    made = find("largeforge.serve.hosting.Hosted")
+    if config.engine.hosting == "uvicorn":
+        return made(engine=build(config.engine))
+    quant: Quant = build(config.quant)
+    model: LoadedModel = build(config.model).load(trainable=False, quant=quant)
+    engine: Any = build(config.engine, model=model)
+    pins = find("largeforge.proof.served.pinned")(model, engine) if getattr(config.serve, "prove", False) else []
+    context = int(getattr(model.network.config, "max_position_embeddings", 0))
+    return made(engine=engine, pinned=pins, tokenize=partial(token_ids, engine), context=context)
+
+
+def token_ids(engine: Any, messages: list[dict[str, str]]) -> list[int]:
+    """Token ids of a conversation as the engine reads it. Raises InputError where its template refuses it."""
+    request = ChatRequest(tuple(Message(one["role"], one["content"]) for one in messages))  # type: ignore[arg-type]
+    ids: list[int] = find("largeforge.engine.prompt.prompt_ids")(engine.tokenizer, engine.template, request)
+    return ids
