@@ -1,33 +1,76 @@
 """transformers' continuous batching behind three verbs: start, say tokens for a prompt, stop. Requests join and leave the batch at any token.
 
-Knows token ids only, like `decoding.py`. What transformers leaves out is added here: a seed of its own for every request, so that
-a draw does not depend on who else is in the batch. The names it hooks into (`model_runner._sample`,
-`inputs_and_outputs.requests_in_batch`, `_generation_thread`, `_run_generation_loop`) are of transformers 5.19 and are tested.
+Knows token ids only, like `decoding.py`. The scheduler, the paged cache, its blocks and their sharing are transformers'. Replaced by
+hooks: the attention (`paged_attention.py`), how a step's tensors are laid out (theirs builds indices token by token and masks of all
+queries by all keys), how tokens are chosen (a seed of its own for every request, penalties, grammars), and how they are handed
+over (theirs copies the whole answer at every token). The names it hooks into are of transformers 5.19 and are tested.
 """
 
 from __future__ import annotations
 
 import asyncio
 import itertools
+import logging
 import threading
 from collections.abc import AsyncGenerator, Callable
 from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+import psutil
 import torch
 from torch import Tensor
 from transformers import GenerationConfig
 from transformers.generation.configuration_utils import ContinuousBatchingConfig
+from transformers.generation.continuous_batching.requests import TMP_TOKEN_ID, RequestStatus
 
-from largeforge.engine.decoding import Drawing
+from largeforge.chat import Load
+from largeforge.engine.choosing import Choosing, Logprob
+from largeforge.engine.paged_attention import NAME, PagedAttention, Piece, can_page
 from largeforge.errors import DoesNotFit
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+    from largeforge.engine.adapters import Mixing
+
 PAGE_TOKENS = 32  # of a block of keys and values: a request holds whole blocks
 USUAL_TOKENS = 1024  # room that is made for each request; where all are longer, the last to come are read again later
-BATCH_TOKENS = 512  # of one forward pass: long prompts are read in pieces, so that others go on answering
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Said:
+    """What is new of an answer.
+
+    Args:
+        tokens: that were not told before.
+        logprobs: theirs, where they were asked for.
+        reason: what ended the answer: "stop" or "length"; None where it goes on.
+    """
+
+    tokens: list[int]
+    logprobs: list[Logprob]
+    reason: str | None
+
+
+@dataclass
+class _Saying:
+    """One answer under way, as both threads see it: the batch's writes, the asker's loop is told."""
+
+    choosing: Choosing
+    streaming: bool
+    loop: asyncio.AbstractEventLoop
+    found: asyncio.Queue[Said | Exception] = field(default_factory=asyncio.Queue)
+    num_told: int = 0
+    fault: Exception | None = None
+
+    def news(self) -> Said | Exception:
+        if self.fault is not None:
+            return self.fault
+        choosing, told = self.choosing, self.num_told
+        self.num_told = len(choosing.answer)
+        return Said(choosing.answer[told:], choosing.logprobs[told:], choosing.ended_by)
 
 
 class ContinuousBatching:
@@ -39,8 +82,9 @@ class ContinuousBatching:
         context: tokens that the network reads at most.
         cache_bytes: keys and values at most.
         bytes_per_token: of keys and values.
-        ends: tokens that end an answer; they are not part of it.
+        batch_tokens: of one forward pass at most: long prompts are read in pieces, so that others go on answering.
         computing: a context that every forward pass runs in.
+        mixing: adapters that requests of one batch choose among; None is none.
     """
 
     def __init__(
@@ -51,122 +95,292 @@ class ContinuousBatching:
         context: int | None,
         cache_bytes: int,
         bytes_per_token: int,
-        ends: frozenset[int],
+        batch_tokens: int,
         computing: Callable[[], AbstractContextManager[Any]],
+        mixing: Mixing | None = None,
     ) -> None:
-        self.ends = ends
         self.computing = computing
-        self.drawings: dict[str, tuple[Drawing, torch.Generator | None]] = {}
+        self.mixing = mixing
+        self.saying: dict[str, _Saying] = {}
+        self.decoded_tokens = 0
+        """Tokens of answers computed so far, those of askers who have just left included."""
         self._numbers = itertools.count()
+        self._tokens: list[int] = []  # of this step, one for each request that has a new one
         fitting = cache_bytes // bytes_per_token // PAGE_TOKENS
         wanted = max(in_flight * USUAL_TOKENS, context or 0) // PAGE_TOKENS + in_flight
         self.capacity = min(fitting, wanted) * PAGE_TOKENS
         """Tokens of keys and values that there is room for."""
-        self._manager = self._start(network, in_flight)
+        self._network: Any = network
+        self._attention = network.config._attn_implementation
+        self._paged: PagedAttention | None = None
+        self._step: dict[str, Any] = {}
+        self._vocabulary = int(network.config.get_text_config().vocab_size)
+        try:
+            self._manager = self._start(in_flight, max(batch_tokens, in_flight))
+        except BaseException:
+            self._put_back()
+            raise
 
-    def _start(self, network: Any, in_flight: int) -> Any:
+    def _start(self, in_flight: int, batch_tokens: int) -> Any:
+        fast = can_page(self._network)
         configure: Any = GenerationConfig  # has no types
-        generation = configure(do_sample=False, eos_token_id=-1, pad_token_id=0, max_new_tokens=1)  # every request says its own
+        generation = configure(do_sample=False, eos_token_id=-1, pad_token_id=0, max_new_tokens=None)  # `Choosing` knows when an answer is over
         batching = ContinuousBatchingConfig(
             page_size=PAGE_TOKENS,
             num_blocks=self.capacity // PAGE_TOKENS,
-            max_batch_tokens=max(BATCH_TOKENS, in_flight),
+            max_batch_tokens=batch_tokens,
             max_requests_per_batch=in_flight,
             auto_switch_to_flash=False,  # the attention that the user chose
             use_cuda_graph=False,  # a graph would draw the same numbers again and again
             use_async_batching=False,
         )
-        manager = network.init_continuous_batching(generation_config=generation, continuous_batching_config=batching)
+        manager = self._network.init_continuous_batching(generation_config=generation, continuous_batching_config=batching)
+        if fast:
+            self._network.set_attn_implementation(NAME)  # not before: transformers' manager takes attentions that it knows only
         try:
             with torch.random.fork_rng():  # it seeds torch's own generators, which nobody here draws from
                 processor = manager._create_batch_processor()
         except MemoryError as fault:
             raise DoesNotFit(f"Keys and values for {self.capacity:,} tokens do not fit: {fault}.", next_step="a smaller engine.batch_size") from fault
         manager.batch_processor = processor  # the loop takes it as it is, hooks included
-        step = processor.model_runner._forward_process_and_sample
-
-        def computed(*arguments: Any) -> None:
-            with self.computing():
-                step(*arguments)
-
-        processor.model_runner._forward_process_and_sample = computed
-        processor.model_runner._sample = lambda scores, output_ids: self._sample(processor.inputs_and_outputs.requests_in_batch, scores, output_ids)
+        self._processor = processor
+        self._hook(manager, processor, fast=fast)
+        if self.mixing is not None:
+            self.mixing.begin()
         manager.background_thread_status.clear()
         # as manager.start does, but a daemon: an engine that nobody closed must not keep the process from ending
         manager._generation_thread = threading.Thread(target=manager._run_generation_loop, name="largeforge-batching", daemon=True)
         manager._generation_thread.start()
         return manager
 
-    def _sample(self, batch: list[Any], scores_1NV: Tensor, output_ids: Tensor) -> None:
-        """Choose a token for each request that reads its last position; on the loop's thread."""
+    def _hook(self, manager: Any, processor: Any, *, fast: bool) -> None:
+        if fast:
+            self._paged = PagedAttention(processor.cache)
+            processor.inputs_and_outputs.prepare_batch_tensors = self._lay_out
+            processor.inputs_and_outputs.get_model_kwargs = lambda use_padding=False: self._step
+        runner = processor.model_runner
+        forward = runner._forward_process_and_sample
+
+        def computed(model: Any, batch_data: dict[str, Any], *others: Any) -> None:
+            if self._paged is not None:  # moved here: on a GPU this runs on the stream that computes
+                device = self._network.device
+                batch_data = {name: value.to(device) if hasattr(value, "to") else value for name, value in batch_data.items()}
+            if self.mixing is not None:
+                self.mixing.lay_out([(_adapter_of(one.state.request_id), one.query_length) for one in processor.inputs_and_outputs.requests_in_batch])
+            with self.computing():
+                forward(model, batch_data, *others)
+
+        runner._forward_process_and_sample = computed
+        runner._sample = lambda scores, output_ids: self._sample(processor.inputs_and_outputs.requests_in_batch, scores)
+        processor.update_batch = self._go_on
+        processor.scheduler.add_waiting_request = self._admit
+        manager.output_router.deliver = lambda output: self._fail(output.request_id, output.error)
+        if self.mixing is not None:
+            self._keep_apart(processor.cache)
+
+    def _keep_apart(self, cache: Any) -> None:
+        """Let no adapter read keys and values that another one wrote: the first token of a hashed prompt tells whose they are."""
+
+        def salted(request_id: str, ids: list[int]) -> list[int]:
+            return [ids[0] + self._vocabulary * _adapter_of(request_id), *ids[1:]]
+
+        search = cache.search_prefix_match
+        cache.search_prefix_match = lambda request_id, ids: search(request_id, salted(request_id, ids))
+        for allocator in cache.cache_allocators.values():
+            mark = allocator.mark_complete_blocks
+            allocator.mark_complete_blocks = lambda request_id, ids, count, mark=mark: mark(request_id, salted(request_id, ids), count)
+
+    # ---- on the loop's thread ----
+
+    def _admit(self, state: Any) -> None:
+        """Take a request into the queue, unless who asked has left already: its cancellation may have come and gone before it."""
+        if state.request_id in self.saying:
+            scheduler = self._processor.scheduler
+            scheduler.waiting_requests[state.request_id] = state
+            scheduler.waiting_requests_order.append(state.request_id)
+
+    def _lay_out(self, requests_in_batch: list[Any], *_: Any, **__: Any) -> None:
+        """Make a step's tensors: what transformers' `prepare_batch_tensors` does, without a place in a list for every key."""
+        assert self._paged is not None
+        io = self._processor.inputs_and_outputs
+        tables = [allocator.block_table for allocator in self._processor.cache.cache_allocators.values()]
+        ids: list[int] = []
+        positions: list[int] = []
+        last: list[int] = []
+        names: list[str] = []
+        pieces: list[Piece] = []
+        for one in requests_in_batch:
+            state, length = one.state, one.query_length
+            past, name = state.position_offset, state.request_id
+            ids.extend(state.tokens_to_process)
+            positions.extend(range(past, past + length))
+            names.append(name)
+            pieces.append(Piece(past, length, tuple(table[name] for table in tables)))
+            state.position_offset += length
+            if one.has_new_token:
+                last.append(len(ids) - 1)
+                state.tokens_to_process = [TMP_TOKEN_ID]
+        io.requests_in_batch, io.num_request_in_batch = requests_in_batch, len(requests_in_batch)
+        self._step = {
+            "input_ids": torch.tensor([ids]),
+            "position_ids": torch.tensor([positions]),
+            "attention_mask": torch.zeros(1, 1, 1, 1),  # four dimensions: taken as one that is ready, so that none is made; and not looked at
+            "logits_indices": torch.tensor(last),
+            "paged_step": self._paged.plan(names, pieces),
+            "use_cache": False,
+        }
+
+    def _sample(self, batch: list[Any], scores_1NV: Tensor) -> None:
+        """Choose a token for each request that reads its last position."""
         logits_NV = scores_1NV[0]
         tokens: list[int] = logits_NV.argmax(-1).tolist()
         for place, one in enumerate(one for one in batch if one.has_new_token):
-            drawing, generator = self.drawings.get(one.state.request_id, (None, None))
-            if drawing is not None and generator is not None:
-                tokens[place] = draw_steadily(logits_NV[place], drawing, generator)
-        output_ids[0, : len(tokens)].copy_(torch.tensor(tokens, dtype=output_ids.dtype))
+            saying = self.saying.get(one.state.request_id)
+            if saying is not None and not saying.choosing.plain:
+                try:
+                    tokens[place] = saying.choosing.choose(logits_NV[place])
+                except Exception as fault:  # what is wrong with one answer is not the others' business
+                    saying.fault = fault
+        self._tokens = tokens
 
-    async def say(self, prompt: list[int], drawing: Drawing, *, streaming: bool) -> AsyncGenerator[tuple[list[int], str | None], None]:
-        """Yield (all tokens so far, what ended them): after every token where `streaming`, else once. Closing it frees its place.
+    def _go_on(self) -> None:
+        """Add the step's tokens to their answers, end those that are over, and tell who asked: once per step and event loop."""
+        processor = self._processor
+        cache, scheduler = processor.cache, processor.scheduler
+        told: dict[asyncio.AbstractEventLoop, list[tuple[_Saying, Said | Exception]]] = {}
+        place = 0
+        for one in processor.inputs_and_outputs.requests_in_batch:
+            state = one.state
+            if not one.has_new_token:  # a prompt that is read in pieces
+                cache.mark_complete_blocks(state, one.complete_blocks)
+                continue
+            token = self._tokens[place]
+            place += 1
+            self.decoded_tokens += 1
+            state.generated_tokens.append(token)
+            state.tokens_to_process = [token]
+            cache.mark_complete_blocks(state, one.complete_blocks)
+            saying = self.saying.get(state.request_id)
+            if saying is None:  # who asked has left: cancelled before the next step
+                continue
+            try:
+                goes_on = saying.fault is None and saying.choosing.take(token)
+            except Exception as fault:
+                saying.fault, goes_on = fault, False
+            if not goes_on:
+                state.status = RequestStatus.FINISHED
+                scheduler.finish_request(state.request_id)
+                scheduler.block_new_requests = False
+            if saying.streaming or not goes_on:
+                told.setdefault(saying.loop, []).append((saying, saying.news()))
+        for loop, news in told.items():
+            _tell(loop, news)
+
+    def _fail(self, request_id: str, message: str) -> None:
+        """Tell who asked that no answer comes; also from `stop`."""
+        saying = self.saying.get(request_id)
+        if saying is not None:
+            _tell(saying.loop, [(saying, _fault(message))])
+
+    # ---- on any thread ----
+
+    async def say(self, prompt: list[int], choosing: Choosing, *, streaming: bool, adapter: int = 0) -> AsyncGenerator[Said, None]:
+        """Yield what is new of an answer: whenever there is something where `streaming`, else once. Closing it frees its place within a step.
+
+        Args:
+            prompt: token ids, not empty.
+            choosing: how tokens are chosen; used up.
+            streaming: whether tokens are told as they come.
+            adapter: whose answer it is, by its number in `mixing`; 0 is the network as it is.
 
         Raises:
             DoesNotFit: out of memory.
             RuntimeError: the loop failed, with what it says.
         """
-        name = f"request-{next(self._numbers)}"
-        generator = torch.Generator(self._manager.model.device).manual_seed(drawing.seed) if drawing.temperature > 0 else None
-        found: asyncio.Queue[Any] = asyncio.Queue()
-        self.drawings[name] = (drawing, generator)
-        self._manager.register_result_handler(name, found.put_nowait)
+        name = f"{next(self._numbers)}@{adapter}"
+        saying = self.saying[name] = _Saying(choosing, streaming, asyncio.get_running_loop())
         done = False
         try:
-            ends = sorted(self.ends) or None
-            if self._manager.add_request(prompt, request_id=name, max_new_tokens=drawing.max_tokens, streaming=streaming, eos_token_id=ends) is None:
-                raise RuntimeError(f"Batching has stopped: {self._manager.background_thread_status.fatal_error or 'closed'}")
+            status = self._manager.background_thread_status
+            if self._manager.add_request(prompt, request_id=name) is None or status.local_status != status.DONT_STOP:
+                raise RuntimeError(f"Batching has stopped: {status.fatal_error or 'closed'}")
             while not done:
-                output = await found.get()
-                done = output.is_finished() or output.error is not None
-                if output.error is not None:
-                    raise _fault(output.error)
-                tokens: list[int] = output.generated_tokens
-                ended = bool(tokens) and tokens[-1] in self.ends
-                yield tokens[:-1] if ended else tokens, ("stop" if ended else "length") if done else None
+                news = [await saying.found.get()]
+                while not saying.found.empty():  # an asker who was busy is told all of it at once
+                    news.append(saying.found.get_nowait())
+                for new in news:
+                    if isinstance(new, Exception):
+                        done = True
+                        raise new
+                done = news[-1].reason is not None  # type: ignore[union-attr]
+                if len(news) > 1:
+                    news = [_joined(news)]  # type: ignore[arg-type]
+                yield news[0]  # type: ignore[misc]
         finally:
+            del self.saying[name]  # before it is cancelled: see `_admit`
             if not done:
-                self._manager.cancel_request(name)  # yields no last result: what is kept of it is taken away here
-            with self._manager.output_router._lock:
-                self._manager.output_router.result_handlers.pop(name, None)
-            del self.drawings[name]
+                self._manager.cancel_request(name)
 
     @property
     def num_held(self) -> int:
         """Requests that hold keys and values, or wait to."""
-        scheduler = self._manager.batch_processor.scheduler
+        scheduler = self._processor.scheduler
         return len(scheduler.active_requests) + len(scheduler.waiting_requests)
+
+    def load(self) -> Load:
+        """How busy it is. Cheap; asked from any thread."""
+        cache, scheduler = self._processor.cache, self._processor.scheduler
+        pool = cache.pool
+        free_bytes = pool.num_free_sectors * cache.bytes_per_sector
+        for allocator in cache.cache_allocators.values():  # blocks that are kept because somebody may ask the same again are free too
+            free_bytes += (pool.count_free_blocks(allocator.index) + len(allocator.ledger.cached_blocks)) * allocator.bytes_per_block
+        return Load(
+            active=len(scheduler.active_requests),
+            waiting=len(scheduler.waiting_requests) + self._manager.input_queue.qsize(),
+            decoded_tokens=self.decoded_tokens,
+            free_blocks=free_bytes * cache.num_blocks // (cache.num_sectors * cache.bytes_per_sector),
+            total_blocks=cache.num_blocks,
+            memory_bytes=memory_bytes(self._network.device),
+        )
 
     def stop(self) -> None:
         """End the thread, whatever it does, and give memory back."""
         self._manager.stop(block=True, hard_stop=True)
         self._manager.destroy()
+        self._put_back()
+
+    def _put_back(self) -> None:
+        if self.mixing is not None:
+            self.mixing.end()
+        if self._network.config._attn_implementation != self._attention:
+            self._network.set_attn_implementation(self._attention)
 
 
-def draw_steadily(logits_V: Tensor, drawing: Drawing, generator: torch.Generator) -> int:
-    """Draw one token: temperature first, then the top_k likeliest, then the nucleus of top_p.
+def memory_bytes(device: torch.device) -> int:
+    """Memory that this process holds of a device."""
+    if device.type == "cuda":
+        return torch.cuda.memory_reserved(device)
+    return int(psutil.Process().memory_info().rss)
 
-    Chance is dealt to tokens by their number, not by their rank as in `decoding.draw`: who else is in a batch changes logits in
-    their last bits, and so the ranks of tokens that are equally likely; here that matters only where two would win at once.
-    """
-    logits_V = logits_V.float() / drawing.temperature
-    if 0 < drawing.top_k < logits_V.numel():
-        logits_V = logits_V.masked_fill(logits_V < logits_V.topk(drawing.top_k).values[-1], -torch.inf)
-    chances_V = logits_V.softmax(-1)
-    if drawing.top_p < 1:
-        ordered = chances_V.sort(descending=True).values
-        before = ordered.cumsum(-1) - ordered  # what the likelier tokens hold together: the first one is always kept
-        chances_V = chances_V.masked_fill(chances_V < ordered[before < drawing.top_p][-1], 0)
-    waits_V = torch.empty_like(chances_V).exponential_(generator=generator)  # the token whose event comes first, at rates of their chances
-    return int((chances_V / waits_V).argmax())
+
+def _adapter_of(request_id: str) -> int:
+    """The adapter of a request, told by its name: that stays when who asked has left."""
+    return int(request_id.rpartition("@")[2])
+
+
+def _tell(loop: asyncio.AbstractEventLoop, news: list[tuple[_Saying, Said | Exception]]) -> None:
+    def put() -> None:
+        for saying, new in news:
+            saying.found.put_nowait(new)
+
+    try:
+        loop.call_soon_threadsafe(put)
+    except RuntimeError:  # the loop is closed, and who asked is gone with it
+        log.debug("An event loop was closed while it was being answered.")
+
+
+def _joined(news: list[Said]) -> Said:
+    return Said([token for new in news for token in new.tokens], [logprob for new in news for logprob in new.logprobs], news[-1].reason)
 
 
 def _fault(text: str) -> Exception:

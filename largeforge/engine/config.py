@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr
 
@@ -11,6 +11,9 @@ from largeforge.config.typed import Bool, NonNegativeFloat, NonNegativeInt, Part
 
 class EngineConfig(PartConfig):
     """What every engine has: how answers are drawn where a request does not say."""
+
+    hosting: ClassVar[Literal["litserve", "uvicorn", "own", "elsewhere"]] = "litserve"
+    """What serves it: LitServe, a plain uvicorn, a server program of its own, or one that stands elsewhere already."""
 
     max_tokens: PositiveInt = Field(description="Tokens of an answer at most.")
     temperature: NonNegativeFloat = Field(description="0 is greedy: always the likeliest token.")
@@ -21,7 +24,15 @@ class EngineConfig(PartConfig):
 class HFConfig(EngineConfig):
     """transformers in this process."""
 
-    batch_size: PositiveInt = Field(description="Requests that are answered together at most; fewer where their keys and values would take over 4 GiB.")
+    batch_size: PositiveInt = Field(description="Requests that are answered together at most; fewer where their keys and values do not fit.")
+    max_batch_tokens: PositiveInt = Field(description="Tokens of one forward pass at most: longer prompts are read in pieces, so that others go on answering.")
+    kv_cache_bytes: Literal["auto"] | PositiveInt = Field(
+        description="Keys and values at most; auto is a quarter of the free memory and 4 GiB at most on a CPU, 85 % of what weights leave on a GPU."
+    )
+    threads: Literal["auto"] | PositiveInt = Field(
+        description="Threads that compute where the engine serves; auto leaves one core to the server. Elsewhere torch's own number stays."
+    )
+    adapters: dict[str, str] = Field(description="LoRA adapters that answer beside the model, by name: folder of a peft adapter or of a run.")
 
 
 class BudgetConfig(Typed):
@@ -36,12 +47,16 @@ class BudgetConfig(Typed):
 class EchoConfig(EngineConfig):
     """Says what was asked: for tests and dry runs."""
 
+    hosting = "uvicorn"
+
     in_flight: PositiveInt = Field(description="Requests that are asked at once at most.")
     budget: BudgetConfig = Field(description="What may be spent.")
 
 
 class RemoteConfig(EngineConfig):
     """Any server that speaks OpenAI's chat completions."""
+
+    hosting = "elsewhere"
 
     url: str = Field(min_length=1, description="Where it stands: https://api.example.com/v1, http://localhost:8000.")
     model: str | None = Field(description="The model's name there; null is the first that the server lists.")
@@ -73,6 +88,8 @@ def not_ours(word: str) -> str:
 
 class VLLMConfig(EngineConfig):
     """vLLM's own server, in an environment of its own."""
+
+    hosting = "own"
 
     python: str | None = Field(
         description="Python of the environment that has vLLM; null is the one that scripts/environments vllm made, else this one where it has vLLM."

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+
+from largeforge.engine.choosing import Choosing
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -21,55 +22,41 @@ MIN_SHARED = 8  # tokens that prompts must share at their start to be read once 
 KEEP_SHARE = 0.75  # the cache is cut to the rows still answering once fewer than this share of it are
 
 
-@dataclass(frozen=True)
-class Drawing:
-    """How one row's tokens are chosen.
-
-    Args:
-        max_tokens: tokens at most, >= 1.
-        temperature: 0 is greedy.
-        top_p: nucleus, in (0, 1].
-        top_k: candidates; 0 is all.
-        seed: of the draw.
-    """
-
-    max_tokens: int
-    temperature: float = 0.0
-    top_p: float = 1.0
-    top_k: int = 0
-    seed: int = 0
-
-
 class Decoding:
     """A batch under way. Call `step` under inference_mode until `done`.
 
     Args:
         network: in eval mode.
         prompts: token ids of each row, none empty.
-        drawings: how each row's tokens are chosen.
-        ends: tokens that end an answer; they are not part of it.
+        choosing: how each row's tokens are chosen, and when it is over.
     """
 
-    def __init__(self, network: PreTrainedModel, prompts: Sequence[Sequence[int]], drawings: Sequence[Drawing], ends: frozenset[int]) -> None:
+    def __init__(self, network: PreTrainedModel, prompts: Sequence[Sequence[int]], choosing: Sequence[Choosing]) -> None:
         from largeforge.engine.cache import growing_cache  # transformers' cache classes: imported when something is answered
 
         self.network = network
-        self.drawings = drawings
-        self.ends = ends
-        self.answers: list[list[int]] = [[] for _ in prompts]
-        self.ended_by: list[str | None] = [None for _ in prompts]
+        self.choosing = choosing
         self._rows = list(range(len(prompts)))  # batch row -> prompt
-        self._generators = [torch.Generator(network.device).manual_seed(drawing.seed) if drawing.temperature > 0 else None for drawing in drawings]
         self._cache: Any = growing_cache(_base(network).config)
         self._shared = shared_prefix(prompts)
         prompts = [prompt[len(self._shared) :] for prompt in prompts]
         longest = max(map(len, prompts))
         pads = [longest - len(prompt) for prompt in prompts]
-        filler = next(iter(ends), 0)
+        filler = next(iter(choosing[0].ends), 0)
         self._input_ids_BT = torch.tensor([[filler] * pad + list(prompt) for pad, prompt in zip(pads, prompts, strict=True)], device=network.device)
         self._mask_BT = torch.tensor([[0] * pad + [1] * (longest - pad) for pad in pads], device=network.device)
         self._positions_BT = (self._mask_BT.cumsum(1) - 1).clamp(min=0) + len(self._shared)
         self._mask_BT = torch.cat([self._mask_BT.new_ones(len(prompts), len(self._shared)), self._mask_BT], dim=1)
+
+    @property
+    def answers(self) -> list[list[int]]:
+        """Tokens of each answer so far."""
+        return [row.answer for row in self.choosing]
+
+    @property
+    def ended_by(self) -> list[str | None]:
+        """What ended each answer: "stop" or "length"; None where it goes on."""
+        return [row.ended_by for row in self.choosing]
 
     @property
     def done(self) -> bool:
@@ -83,17 +70,14 @@ class Decoding:
         tokens = self._choose(logits_BV)
         said, staying = [], []
         for place, (row, token) in enumerate(zip(self._rows, tokens, strict=True)):
-            if self.ended_by[row] is not None:
+            one = self.choosing[row]
+            if one.ended_by is not None:
                 continue
-            if token in self.ends:
-                self.ended_by[row] = "stop"
-                continue
-            self.answers[row].append(token)
-            said.append((row, token))
-            if len(self.answers[row]) >= self.drawings[row].max_tokens:
-                self.ended_by[row] = "length"
-            else:
+            said_before = len(one.answer)
+            if one.take(token):
                 staying.append(place)
+            if len(one.answer) > said_before:
+                said.append((row, token))
         self._go_on(tokens, staying)
         return said
 
@@ -120,9 +104,8 @@ class Decoding:
     def _choose(self, logits_BV: Tensor) -> list[int]:
         tokens: list[int] = logits_BV.float().argmax(-1).tolist()  # in bf16 argmax takes ten times as long on a CPU
         for place, row in enumerate(self._rows):
-            generator = self._generators[row]
-            if generator is not None and self.ended_by[row] is None:
-                tokens[place] = draw(logits_BV[place], self.drawings[row], generator)
+            if not self.choosing[row].plain and self.choosing[row].ended_by is None:
+                tokens[place] = self.choosing[row].choose(logits_BV[place])
         return tokens
 
     def _go_on(self, tokens: list[int], staying: list[int]) -> None:
@@ -160,17 +143,6 @@ def shared_prefix(prompts: Sequence[Sequence[int]]) -> list[int]:
     count = next((place for place, (one, other) in enumerate(zip(first, last, strict=False)) if one != other), min(len(first), len(last)))
     count = min(count, min(map(len, prompts)) - 1)
     return first[:count] if len(prompts) > 1 and count >= MIN_SHARED else []
-
-
-def draw(logits_V: Tensor, drawing: Drawing, generator: torch.Generator) -> int:
-    """Draw one token: temperature first, then the top_k likeliest, then the nucleus of top_p."""
-    logits_V = logits_V.float() / drawing.temperature
-    candidates = min(drawing.top_k or logits_V.numel(), logits_V.numel())
-    scores, ids = logits_V.topk(candidates)
-    chances = scores.softmax(-1)
-    before = chances.cumsum(-1) - chances  # what the likelier tokens hold together: the first one is always kept
-    chances = torch.where(before < drawing.top_p, chances, 0.0)
-    return int(ids[torch.multinomial(chances, 1, generator=generator)])
 
 
 def _base(network: PreTrainedModel) -> Any:

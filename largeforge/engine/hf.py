@@ -7,24 +7,32 @@ from, and what an answer is for, is other parts' business.
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, aclosing, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any, ClassVar
 
+import psutil
 import torch
 
-from largeforge.chat import Answer, ChatRequest, Delta, Usage
-from largeforge.engine.answers import ShutOut
+from largeforge.chat import Answer, ChatRequest, Delta, FinishReason, Load, TokenLogprob, Usage
+from largeforge.engine.adapters import Mixing, active_adapter, load_adapters
+from largeforge.engine.answers import ShutOut, every_answer
+from largeforge.engine.answers import stream as streamed
+from largeforge.engine.choosing import Choosing, Draw, Drawing, Grammar, Logprob, draw, draw_steadily
 from largeforge.engine.config import HFConfig
-from largeforge.engine.decoding import Decoding, Drawing
+from largeforge.engine.decoding import Decoding
+from largeforge.engine.grammar import Grammars
 from largeforge.engine.prompt import answer_ends, prompt_ids
+from largeforge.engine.text import Text, decoded
 from largeforge.errors import EngineError, InputError
 
 if TYPE_CHECKING:
     from largeforge.contract import LoadedModel, Progress
-    from largeforge.engine.batching import ContinuousBatching
+    from largeforge.engine.batching import ContinuousBatching, Said
 
-CACHE_BYTES = 4 * 2**30  # keys and values of one batch at most
+CACHE_BYTES = 4 * 2**30  # keys and values of one batch at most, on a CPU and of a list
+CPU_SHARE, GPU_SHARE = 0.25, 0.85  # of free memory, for keys and values
 WINDOW_BATCHES = 4  # requests are sorted by length within so many batches: answers still come while others are asked
 
 
@@ -34,17 +42,22 @@ class HF:
     `generate` and `answer` are for many askers at once, whoever comes when: transformers' continuous batching. `answers` and
     `stream` are for one asker who has the network for themselves: padded batches that depend on nothing but the requests, so that
     a benchmark finds the same numbers each time; they leave no thread behind and change no mode of a network in training.
+    Requests for an adapter are always answered in continuous batches.
 
     Args:
         config: batch size, and how answers are drawn where nobody says.
         model: the network may be adapted, and in training mode: it is put into eval mode while it answers, and back.
         progress: not used; every engine is given it.
         device: "cpu" or "cuda", where the network is brought before it answers; None is the GPU where there is one.
+        serving: the process is the engine's own: `config.threads` is set for all of it.
+
+    Raises:
+        InputError: no tokenizer; an adapter that is not there or does not fit.
     """
 
     needs_model: ClassVar[bool] = True
 
-    def __init__(self, config: HFConfig, *, model: LoadedModel, progress: Progress | None = None, device: str | None = None) -> None:
+    def __init__(self, config: HFConfig, *, model: LoadedModel, progress: Progress | None = None, device: str | None = None, serving: bool = False) -> None:
         if model.tokenizer is None:
             raise InputError("An engine needs a tokenizer, and this model came without one.")
         self.config = config
@@ -57,39 +70,55 @@ class HF:
         self.template = model.template
         self.ends = answer_ends(model)
         self.context = int(getattr(self.network.config, "max_position_embeddings", 0)) or None
+        self.own = active_adapter(model.network)
+        """The adapter that the model came with."""
+        self.adapters = tuple(config.adapters)
+        if config.adapters:
+            self.network = load_adapters(self.network, config.adapters, base=model.source)
+        if serving:
+            torch.set_num_threads(config.threads if config.threads != "auto" else max(1, len(os.sched_getaffinity(0)) - 1))
 
+        self._grammars: Grammars | None = None
         self._batching: ContinuousBatching | None = None
         self._running = ExitStack()
 
     # ---- many askers: continuous batches ----
 
     async def generate(self, request: ChatRequest) -> AsyncGenerator[Delta, None]:
-        """Answer one request as it comes, beside all others that are asked; closing it frees its place in the batch.
+        """Answer one request as it comes, beside all others that are asked; closing it frees its place in the batch within a step.
 
         Seed, temperature, top_p and top_k are the request's own, whoever else is in the batch. Greedy text is that of `answers`, a
         draw is another one. In bf16 the last bits of logits depend on the batch, and a tie may fall one way or the other.
 
         Raises:
-            EngineError: the prompt is too long, or the template refuses it ("refused").
+            EngineError: the prompt is too long, the template refuses it, no such adapter, or a schema that cannot be held to ("refused").
         """
-        prompt, drawing, batching = self._ask(request)
-        shown = ""
-        async with aclosing(batching.say(prompt, drawing, streaming=True)) as said:
-            async for tokens, reason in said:
-                text = self._text(tokens)
-                if reason is not None or not text.endswith("\ufffd"):  # a character whose bytes are not all there yet
-                    piece, shown = text[len(shown) :], text
-                    if piece:
-                        yield Delta(piece)
-                if reason is not None:
-                    yield Delta("", finish_reason="length" if reason == "length" else "stop", usage=Usage(len(prompt), len(tokens)))
+        prompt, saying = await self._ask(request, streaming=True)
+        text = Text(self.tokenizer, request.stop)
+        logprobs: list[TokenLogprob] = []
+        count = 0
+        async with aclosing(saying):
+            async for said in saying:
+                count += len(said.tokens)
+                logprobs.extend(self._logprobs(said.logprobs))
+                piece = "".join(map(text.add, said.tokens)) + (text.end() if said.reason is not None else "")
+                if piece:
+                    yield Delta(piece, logprobs=tuple(logprobs))
+                    logprobs.clear()
+                if said.reason is not None:
+                    yield Delta("", finish_reason=_reason(said.reason), usage=Usage(len(prompt), count), logprobs=tuple(logprobs))
 
     async def answer(self, request: ChatRequest) -> Answer:
         """Answer one request whole, beside all others that are asked. Raises what `generate` raises."""
-        prompt, drawing, batching = self._ask(request)
-        async with aclosing(batching.say(prompt, drawing, streaming=False)) as said:
-            tokens, reason = await said.__anext__()
-        return Answer(self._text(tokens), "length" if reason == "length" else "stop", Usage(len(prompt), len(tokens)))
+        prompt, saying = await self._ask(request, streaming=False)
+        async with aclosing(saying):
+            said = await anext(saying)
+        return self._answer(request, prompt, said.tokens, said.logprobs, said.reason)
+
+    def load(self) -> Load:
+        """How busy continuous batches are; all zero while none run. Cheap; may be asked from any thread."""
+        batching = self._batching
+        return batching.load() if batching is not None else Load()
 
     async def close(self) -> None:
         """Stop batching and give its memory back; whoever asks next starts it again."""
@@ -98,20 +127,43 @@ class HF:
             await asyncio.to_thread(batching.stop)
             self._running.close()
 
-    def _ask(self, request: ChatRequest) -> tuple[list[int], Drawing, ContinuousBatching]:
+    async def _ask(self, request: ChatRequest, *, streaming: bool) -> tuple[list[int], AsyncGenerator[Said, None]]:
+        """Check a request and put it to the batch, which takes it in at its next step."""
         try:
             prompt = self._prompt(request)
         except InputError as fault:
             raise EngineError(fault.message, reason="refused", next_step=fault.next_step) from fault
-        drawing = self._drawing(request, prompt)
+        adapter = self._adapter(request)
+        grammar = await asyncio.to_thread(self._grammar, request) if request.schema else None
         batching = self._batched()
-        if len(prompt) + drawing.max_tokens > batching.capacity:
+        choosing = self._choosing(request, prompt, draw_steadily, grammar)
+        if len(prompt) + choosing.drawing.max_tokens > batching.capacity:
             raise EngineError(
-                f"A prompt of {len(prompt):,} tokens and an answer of {drawing.max_tokens:,} are more than the {batching.capacity:,} there is room for.",
+                f"A prompt of {len(prompt):,} tokens and an answer of {choosing.drawing.max_tokens:,} are more than the "
+                f"{batching.capacity:,} there is room for.",
                 reason="refused",
                 next_step="a smaller engine.max_tokens",
             )
-        return prompt, drawing, batching
+        return prompt, batching.say(prompt, choosing, streaming=streaming, adapter=adapter)
+
+    def _adapter(self, request: ChatRequest) -> int:
+        """The number of the adapter that answers; 0 is the model as it was loaded."""
+        if not request.adapter:
+            return 0
+        if request.adapter not in self.adapters:
+            known = ", ".join(self.adapters) or "none"
+            raise EngineError(
+                f"There is no adapter {request.adapter!r} here (there are: {known}).", reason="refused", next_step="engine.adapters={name: folder}"
+            )
+        return 1 + self.adapters.index(request.adapter)
+
+    def _grammar(self, request: ChatRequest) -> Grammar | None:
+        if not request.schema:
+            return None
+        if self._grammars is None:
+            vocabulary = int(self.network.config.get_text_config().vocab_size)
+            self._grammars = Grammars(self.tokenizer, vocabulary=vocabulary, ends=self.ends)
+        return self._grammars.matching(request.schema)
 
     def _batched(self) -> ContinuousBatching:
         """The batch that runs, started where none does."""
@@ -129,21 +181,37 @@ class HF:
                         base,
                         in_flight=self.in_flight,
                         context=self.context,
-                        cache_bytes=CACHE_BYTES,
+                        cache_bytes=self._cache_bytes(),
                         bytes_per_token=self._cache_bytes_per_token(),
-                        ends=self.ends,
+                        batch_tokens=self.config.max_batch_tokens,
                         computing=lambda: torch.autocast(network.device.type, dtype=half) if half is not None else nullcontext(),
+                        mixing=Mixing(network, [self.own, *self.adapters]) if self.adapters else None,
                     )
                 except (ValueError, NotImplementedError, AttributeError) as fault:  # attention of a kind that transformers cannot page
                     raise ShutOut(f"{self.name} cannot answer many requests at once: {fault}", reason="refused", next_step="another model") from fault
                 self._running = stack.pop_all()
         return self._batching
 
+    def _cache_bytes(self) -> int:
+        """Keys and values of continuous batches at most."""
+        if self.config.kv_cache_bytes != "auto":
+            return self.config.kv_cache_bytes
+        if self.network.device.type == "cuda":
+            return int(GPU_SHARE * torch.cuda.mem_get_info(self.network.device)[0])
+        return min(CACHE_BYTES, int(CPU_SHARE * psutil.virtual_memory().available))
+
     # ---- one asker: padded batches ----
 
     def answers(self, requests: Sequence[ChatRequest]) -> Iterator[Answer]:
-        """Answer in the order asked. Raises InputError, before any work, for a prompt that is longer than the context."""
+        """Answer in the order asked. Raises InputError, before any work, for a prompt that is longer than the context.
+
+        Raises:
+            EngineError: no such adapter, or a schema that cannot be held to.
+        """
         prompts = [self._prompt(request, number) for number, request in enumerate(requests)]
+        if any(self._adapter(request) for request in requests):  # padded batches know one network only
+            yield from every_answer(self, requests, in_flight=self.in_flight)
+            return
         self._bring()
         size = self._batch_size(prompts, requests)
         for start in range(0, len(requests), size * WINDOW_BATCHES):
@@ -161,25 +229,32 @@ class HF:
     def stream(self, request: ChatRequest) -> Iterator[Delta]:
         """Answer one request as it comes: pieces of text that join to the whole, then one with the reason and the usage."""
         prompt = self._prompt(request, 0)
+        if self._adapter(request):
+            yield from streamed(self, request)
+            return
         self._bring()
-        decoding = Decoding(self.network, [prompt], [self._drawing(request, prompt)], self.ends)
-        shown = ""
+        decoding = Decoding(self.network, [prompt], [self._choosing(request, prompt, draw, self._grammar(request))])
+        text = Text(self.tokenizer, request.stop)
+        count = told = 0
         with evaluating(self.network):
             while not decoding.done:
                 with self._computing():
                     decoding.step()
-                text = self._text(decoding.answers[0])
-                if decoding.done or not text.endswith("\ufffd"):  # a character whose bytes are not all there yet
-                    piece, shown = text[len(shown) :], text
-                    if piece:
-                        yield Delta(piece)
-        reason = decoding.ended_by[0]
-        yield Delta("", finish_reason="length" if reason == "length" else "stop", usage=Usage(len(prompt), len(decoding.answers[0])))
+                answer = decoding.answers[0]
+                piece = "".join(map(text.add, answer[count:])) + (text.end() if decoding.done else "")
+                count = len(answer)
+                if piece:
+                    found = [] if request.logprobs is None else decoding.choosing[0].logprobs
+                    yield Delta(piece, logprobs=tuple(self._logprobs(found[told:])))
+                    told = len(found)
+        rest = () if request.logprobs is None else tuple(self._logprobs(decoding.choosing[0].logprobs[told:]))
+        yield Delta("", finish_reason=_reason(decoding.ended_by[0]), usage=Usage(len(prompt), count), logprobs=rest)
 
     def _batch_size(self, prompts: list[list[int]], requests: Sequence[ChatRequest]) -> int:
         """Return how many requests are answered together: as many as asked for, and as their keys and values fit."""
+        room = CACHE_BYTES if self.config.kv_cache_bytes == "auto" else self.config.kv_cache_bytes
         longest = max((len(prompt) + request.max_tokens for prompt, request in zip(prompts, requests, strict=True)), default=1)
-        return max(1, min(self.config.batch_size, CACHE_BYTES // (longest * self._cache_bytes_per_token())))
+        return max(1, min(self.config.batch_size, room // (longest * self._cache_bytes_per_token())))
 
     def _cache_bytes_per_token(self) -> int:
         config: Any = self.network.config.get_text_config()
@@ -194,18 +269,16 @@ class HF:
             network.to(self.device)
 
     def _batch(self, prompts: list[list[int]], requests: list[ChatRequest]) -> list[Answer]:
-        drawings = [self._drawing(request, prompt) for request, prompt in zip(requests, prompts, strict=True)]
+        choosing = [self._choosing(request, prompt, draw, self._grammar(request)) for request, prompt in zip(requests, prompts, strict=True)]
         with evaluating(self.network), self._computing():
-            decoding = Decoding(self.network, prompts, drawings, self.ends)
+            decoding = Decoding(self.network, prompts, choosing)
             while not decoding.done:
                 decoding.step()
-        return [
-            Answer(self._text(ids), "length" if reason == "length" else "stop", Usage(len(prompt), len(ids)))
-            for prompt, ids, reason in zip(prompts, decoding.answers, decoding.ended_by, strict=True)
-        ]
+        return [self._answer(request, prompt, row.answer, row.logprobs, row.ended_by) for request, prompt, row in zip(requests, prompts, choosing, strict=True)]
 
     def _prompt(self, request: ChatRequest, number: int | None = None) -> list[int]:
         ids = prompt_ids(self.tokenizer, self.template, request)
+        self._check(request, ids)
         if self.context is not None and len(ids) >= self.context:
             which = "This prompt" if number is None else f"Prompt {number + 1}"
             raise InputError(
@@ -214,13 +287,53 @@ class HF:
             )
         return ids
 
-    def _drawing(self, request: ChatRequest, prompt: list[int]) -> Drawing:
-        room = request.max_tokens if self.context is None else min(request.max_tokens, self.context - len(prompt))
-        return Drawing(room, request.temperature, request.top_p, request.top_k, request.seed)
+    def _check(self, request: ChatRequest, ids: list[int]) -> None:
+        """Refuse what could not be meant. Raises InputError."""
+        vocabulary = int(self.network.config.get_text_config().vocab_size)
+        if request.prompt is not None and not isinstance(request.prompt, str) and not all(0 <= token < vocabulary for token in ids):
+            raise InputError(f"This prompt has token ids that the model does not know: it has 0 to {vocabulary - 1:,}.")
+        if request.ignore_end and request.schema:
+            raise InputError("An answer that is held to a schema ends where the schema says; ignore_end says otherwise.", next_step="one of the two")
+        if "" in request.stop:
+            raise InputError("A stop string is empty: it would end every answer before it begins.", next_step="leave it out")
 
-    def _text(self, ids: list[int]) -> str:
-        text: Any = self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-        return str(text)
+    def _choosing(self, request: ChatRequest, prompt: list[int], draw: Draw, grammar: Grammar | None) -> Choosing:
+        room = request.max_tokens if self.context is None else min(request.max_tokens, self.context - len(prompt))
+        drawing = Drawing(
+            room,
+            request.temperature,
+            request.top_p,
+            request.top_k,
+            request.seed,
+            request.frequency_penalty,
+            request.presence_penalty,
+            request.logprobs,
+        )
+        return Choosing(
+            drawing,
+            frozenset() if request.ignore_end else self.ends,
+            device=self.network.device,
+            draw=draw,
+            watch=Text(self.tokenizer, request.stop) if request.stop else None,
+            grammar=grammar,
+        )
+
+    def _answer(self, request: ChatRequest, prompt: list[int], tokens: list[int], logprobs: list[Logprob], reason: str | None) -> Answer:
+        if request.stop:
+            text = Text(self.tokenizer, request.stop)
+            for token in tokens:
+                text.add(token)
+            text.end()
+            whole = text.text
+        else:
+            whole = decoded(self.tokenizer, tokens)
+        return Answer(whole, _reason(reason), Usage(len(prompt), len(tokens)), tuple(self._logprobs(logprobs)))
+
+    def _logprobs(self, found: Sequence[Logprob]) -> list[TokenLogprob]:
+        tokenizer: Any = self.tokenizer
+        return [
+            TokenLogprob(tokenizer.decode([one.token]), one.logprob, tuple((tokenizer.decode([token]), logprob) for token, logprob in one.top)) for one in found
+        ]
 
     def _computing(self) -> AbstractContextManager[Any]:
         """No gradients; and where an fp32 adapter stands beside half-precision weights, half-precision arithmetic for both."""
@@ -229,7 +342,7 @@ class HF:
         half = self._half()
         if half is not None:
             stack.enter_context(torch.autocast(self.network.device.type, dtype=half))
-        if is_untrained(self.network):
+        if (self.own is None and self.adapters) or is_untrained(self.network, self.own):
             adapted: Any = self.network
             stack.enter_context(adapted.disable_adapter())
         return stack
@@ -253,7 +366,11 @@ def evaluating(network: torch.nn.Module) -> Iterator[None]:
             module.training = True
 
 
-def is_untrained(network: torch.nn.Module) -> bool:
+def is_untrained(network: torch.nn.Module, adapter: str | None) -> bool:
     """True for an adapter that adds nothing yet, as before the first step: its B matrices are all zero, and it can be left out."""
-    ups = [parameter for name, parameter in network.named_parameters() if "lora_B" in name]
+    ups = [parameter for name, parameter in network.named_parameters() if "lora_B" in name and f".{adapter}." in name]
     return bool(ups) and not any(parameter.any() for parameter in ups)
+
+
+def _reason(reason: str | None) -> FinishReason:
+    return "length" if reason == "length" else "stop"

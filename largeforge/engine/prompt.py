@@ -18,11 +18,16 @@ _PROBE = "largeforge"
 
 
 def prompt_ids(tokenizer: PreTrainedTokenizerBase, template: str, request: ChatRequest) -> list[int]:
-    """Return the token ids of a conversation up to where the answer begins.
+    """Return the token ids of a conversation up to where the answer begins; of a bare prompt as it stands, its BOS before it.
 
     Raises:
-        InputError: the template refuses the conversation (no system message allowed, turns that do not alternate ...).
+        InputError: the template refuses the conversation (no system message allowed, turns that do not alternate ...), or nothing was said.
     """
+    if request.prompt is not None:
+        bare: list[int] = list(tokenizer(request.prompt).input_ids) if isinstance(request.prompt, str) else list(request.prompt)
+        if not bare:
+            raise InputError("The prompt is empty: the tokenizer made no token of it.", next_step='prompt="..."')
+        return bare
     messages = [message.as_dict() for message in request.messages]
     try:
         found: Any = tokenizer.apply_chat_template(messages, chat_template=template, add_generation_prompt=True, tokenize=True, return_dict=True)

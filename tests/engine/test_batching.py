@@ -19,8 +19,8 @@ from transformers.generation.continuous_batching.offloading_manager import Offlo
 from largeforge.chat import Answer, ChatRequest, Failure, Message
 from largeforge.contract import LoadedModel
 from largeforge.engine.answers import answers, stream
-from largeforge.engine.batching import ContinuousBatching, draw_steadily
-from largeforge.engine.decoding import Drawing
+from largeforge.engine.batching import ContinuousBatching
+from largeforge.engine.choosing import Drawing, draw_steadily
 from largeforge.errors import DoesNotFit, EngineError
 from tests.engine.conftest import ask, engine
 from tests.engine.test_hf import REQUESTS
@@ -158,7 +158,7 @@ def test_closing_frees_its_place(nano: LoadedModel) -> None:
         until = time.monotonic() + 5
         while batching.num_held and time.monotonic() < until:
             await asyncio.sleep(0.01)
-        assert batching.num_held == 0 and batching.drawings == {} and batching._manager.output_router.result_handlers == {}
+        assert batching.num_held == 0 and batching.saying == {}
         await talking.close()
         await talking.close()  # twice is once
 

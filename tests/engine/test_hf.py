@@ -156,7 +156,7 @@ def test_sampling(nano: LoadedModel) -> None:
 
 def test_drawing_by_hand() -> None:
     """Of probabilities 0.5, 0.3, 0.2: top_p 0.6 keeps the first two, top_k 2 the same, temperature sharpens."""
-    from largeforge.engine.decoding import Drawing, draw
+    from largeforge.engine.choosing import Drawing, draw
 
     logits = torch.tensor([0.3, 0.5, 0.2]).log()
 
