@@ -53,7 +53,7 @@ class Keys:
         InputError: keys are asked for and there is no store.
     """
 
-    def __init__(self, app: App, config: KeysConfig, *, store: Store | None, required: bool, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, config: KeysConfig, *, app: App, store: Store | None, required: bool, clock: Callable[[], float] = time.monotonic) -> None:
         if required and store is None:
             raise InputError("guards.keys asks for keys, and there is no store of them.", next_step="store=sqlite, or guards.keys.require=false")
         self.app = app
