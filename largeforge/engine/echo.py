@@ -42,7 +42,7 @@ class Echo:
     async def generate(self, request: ChatRequest) -> AsyncGenerator[Delta, None]:
         """Say the words of the last turn, `max_tokens` of them at most."""
         for field in ("stop", "frequency_penalty", "presence_penalty", "logprobs", "adapter", "schema"):
-            if getattr(request, field) not in ("", (), 0, None):
+            if getattr(request, field) != getattr(ChatRequest, field):
                 raise EngineError(f"An echo has no {field}.", reason="refused", next_step="engine=hf")
         asked = [message.content for message in request.messages] or [
             request.prompt if isinstance(request.prompt, str) else " ".join(map(str, request.prompt or ()))

@@ -28,7 +28,6 @@ from largeforge.run import Run
 from largeforge.serve.asking import Defaults
 from largeforge.serve.config import DoorConfig
 from largeforge.serve.door import Concurrent, Door
-from largeforge.serve.grpc import GrpcServer
 from largeforge.serve.upstream import Upstream
 
 FINISH_S = 5  # for connections that are open and ask nothing, at the end
@@ -218,7 +217,7 @@ class Listening:
         self.grpc_port = 0
         self._server: _Uvicorn | None = None
         self._serving: asyncio.Task[None] | None = None
-        self._grpc: GrpcServer | None = None
+        self._grpc: Any = None
 
     @property
     def url(self) -> str:
@@ -254,6 +253,8 @@ class Listening:
                 raise ServeError("The door's HTTP server ended before it was ready.")
             await asyncio.sleep(0.01)
         if self.config.grpc_port != 0:
+            from largeforge.serve.grpc import GrpcServer  # loads grpc: where it is asked for
+
             self._grpc = GrpcServer(door, ready=lambda: door.state == "ready", authorise=door.authorise)
             wanted = self.config.grpc_port or (self.port + 1 if self.config.port else 0)
             self.grpc_port = await self._grpc.start(self.config.host, wanted, tls=self.tls)

@@ -16,7 +16,7 @@ from largeforge.asgi import App
 from largeforge.build import build, find
 from largeforge.chat import ChatRequest, Message
 from largeforge.contract import Launch, LaunchedEngine, LoadedModel, Quant, Store
-from largeforge.errors import InputError
+from largeforge.errors import InputError, ServeError
 from largeforge.run import Run
 from largeforge.task.config import ServeConfig
 
@@ -36,12 +36,34 @@ class Serve:
         server: Any = build(config.serve)
         store: Store = build(config.store)
         keys_are_kept = config.guards.keys.require != "false"
-        if keys_are_kept:
-            store.open()
         try:
+            if keys_are_kept:
+                store.open()
+                self.refuse_to_lock_out(store)
             server.run(find("largeforge.serve.base.Parts")(**self.parts(run, store if keys_are_kept else None)))
         finally:
             store.close()
+
+    def refuse_to_lock_out(self, store: Store) -> None:
+        """Raise ServeError where a key would be asked for and there is none."""
+        if (
+            self.required(not (find("largeforge.serve.base.is_loopback")(self.config.serve.host) or getattr(self.config.serve, "open", True)))
+            and not store.num_keys()
+        ):
+            where = (
+                f"serve.host={self.config.serve.host} is reached from elsewhere, so"
+                if self.config.guards.keys.require == "auto"
+                else "guards.keys.require=true:"
+            )
+            raise ServeError(
+                f"{where} API keys are asked for, and there is none.",
+                next_step="python -m largeforge task=keys create=<name>   or, to let everybody in, serve.open=true",
+            )
+
+    def required(self, elsewhere: bool) -> bool:
+        """Whether a key is asked for: as told, else where others than this machine reach the door."""
+        require = self.config.guards.keys.require
+        return elsewhere if require == "auto" else require == "true"
 
     def parts(self, run: Run, store: Store | None) -> dict[str, Any]:
         """What the server is made of."""
@@ -127,12 +149,10 @@ class Serve:
     def guarded(self, store: Store | None, app: App, meters: Any, required: bool) -> tuple[App, Any]:
         """Put the guards around an app; return that, and the one that counts what runs."""
         guards: Any = self.config.guards
-        require = guards.keys.require
-        required = required if require == "auto" else require == "true"
         live: dict[str, dict[str, Any]] = {
             "request_id": {"routes": find("largeforge.serve.door.ROUTES")},
             "metrics": {"meters": meters},
-            "keys": {"store": store, "required": required},
+            "keys": {"store": store, "required": self.required(required)},
         }
         made: dict[str, Any] = {}
         for name in reversed(GUARDS):
