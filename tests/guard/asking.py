@@ -115,9 +115,9 @@ def identified(app: App, owner: Key | None = None) -> RequestID:
 
 
 @contextmanager
-def served(app: App) -> Iterator[int]:
+def served(app: App, *, http: Any = "httptools") -> Iterator[int]:
     """A real uvicorn on loopback; yields its port."""
-    server = uvicorn.Server(uvicorn.Config(app, port=0, loop="uvloop", http="httptools", lifespan="off", log_level="critical", timeout_graceful_shutdown=5))
+    server = uvicorn.Server(uvicorn.Config(app, port=0, loop="uvloop", http=http, lifespan="off", log_level="critical", timeout_graceful_shutdown=5))
     thread = threading.Thread(target=server.run)
     thread.start()
     try:
