@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -164,13 +165,14 @@ class Database:
         }
         try:
             with self.connected(writing=True) as connection:
-                row = connection.execute(sa.insert(KEYS).values(values).returning(KEYS)).one()
+                made = connection.execute(sa.insert(KEYS).values(values)).inserted_primary_key
         except IntegrityError:
             raise InputError(
                 f"A key of the name {key.name} is in {self.place} already; a key is shown once, when it is made.",
                 next_step=f"another name, or revoke={key.name} first and then make it anew",
             ) from None
-        return _record(row).key
+        assert made is not None
+        return replace(key, id=made[0])
 
     def keys(self) -> list[KeyRecord]:
         """Every key, the oldest first."""

@@ -57,7 +57,7 @@ class SQLite(Database):
 def _connected(connection: Any, record: Any) -> None:
     connection.isolation_level = None  # transactions begin where SQLAlchemy says so: Python's own begin late, and would not hold for CREATE TABLE
     connection.execute("PRAGMA journal_mode=WAL")
-    connection.execute("PRAGMA synchronous=NORMAL")
+    connection.execute("PRAGMA synchronous=FULL")  # a key that was revoked must not come back with the power
 
 
 def _begun(connection: sa.Connection) -> None:

@@ -21,6 +21,7 @@ from largeforge.asgi import Receive, Scope, Send, respond
 from largeforge.call import OPEN_PATHS, Call, Key, call_of, digest_of
 from largeforge.errors import InputError
 from largeforge.guard import keys as guard_keys
+from largeforge.guard.access_log import AccessLog
 from largeforge.guard.keys import Keys
 from largeforge.store.base import Database
 from largeforge.store.config import SQLiteConfig
@@ -485,3 +486,18 @@ def test_websockets_of_browsers(store: Counting) -> None:
             response = refused.value.response
             assert response.status_code == 401 and response.headers["www-authenticate"] == "Bearer"
             assert json.loads(response.body)["error"]["code"] == "invalid_api_key"
+
+
+def test_every_try_is_logged(store: Counting, caplog: pytest.LogCaptureFixture) -> None:
+    """Proves SYS-SEC-006: the access log outside has a line for who came in and for who did not, with the key's first letters at most."""
+    app = AccessLog(configured("access_log"), app=guarded(store))
+    caplog.set_level(logging.INFO, logger="largeforge.access")
+    for headers in (bearer(ALICE), bearer(NOBODY), {}):
+        asyncio.run(ask(app, headers=headers))
+        asyncio.run(ask(app, "/v1/ws", headers=headers, kind="websocket"))
+    lines = [vars(record) for record in caplog.records if record.name == "largeforge.access"]
+    told = [(line["status"], line["code"], line["key"], line["key_name"]) for line in lines]
+    refused = (401, "invalid_api_key", "", "")
+    assert told[2:] == [refused] * 4
+    assert [line[1:] for line in told[:2]] == [("", "lf-alice", "alice")] * 2
+    assert not [line for line in lines if ALICE in str(line) or NOBODY in str(line)]
