@@ -195,7 +195,7 @@ def test_errors_are_those_of_http() -> None:
             await client.send('{"id": "e", "type": "completions", "request": {}}')
             message = await last(client, "e")
             assert (message["status"], message["error"]["param"]) == (400, "model")
-            await client.send('{"id": "f", "type": "completions", "request": {"x": %s1%s}}' % ("[" * 500, "]" * 500))
+            await client.send('{"id": "f", "type": "completions", "request": {"x": ' + "[" * 500 + "]" * 500 + "}}")
             assert (await last(client, "f"))["status"] == 400
 
     run(story)
