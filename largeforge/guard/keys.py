@@ -44,9 +44,9 @@ class Keys:
 
     Args:
         app: what is inside.
-        config: the typed choice; `config.require` was made into `required` by the story, which knows where the server is bound.
+        config: the typed choice; where its `require` is true or false, that is meant, whatever `required` says.
         store: who knows the keys, opened; None only where no key is asked for.
-        required: whether a key is asked for.
+        required: whether a key is asked for where `config.require` is auto: the story knows where the server is bound.
         clock: monotonic seconds.
 
     Raises:
@@ -54,6 +54,7 @@ class Keys:
     """
 
     def __init__(self, config: KeysConfig, *, app: App, store: Store | None, required: bool, clock: Callable[[], float] = time.monotonic) -> None:
+        required = required if config.require == "auto" else config.require
         if required and store is None:
             raise InputError("guards.keys asks for keys, and there is no store of them.", next_step="store=sqlite, or guards.keys.require=false")
         self.app = app

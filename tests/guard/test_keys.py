@@ -189,6 +189,8 @@ def test_lifespan_passes(store: Counting) -> None:
 def test_keys_without_a_store() -> None:
     with pytest.raises(InputError, match="asks for keys, and there is no store"):
         guarded(None)
+    with pytest.raises(InputError, match="asks for keys, and there is no store"):
+        guarded(None, require=True, required=False)
 
 
 # ---- where no key is asked for ----
@@ -210,6 +212,15 @@ def test_not_required(store: Counting, tmp_path: Path) -> None:
 
     asyncio.run(go())
     assert away.asked
+
+
+@pytest.mark.parametrize(
+    ("require", "required", "status"),
+    [(True, True, 401), (True, False, 401), (False, True, 200), (False, False, 200), ("auto", True, 401), ("auto", False, 200)],
+)
+def test_what_the_user_said_is_meant(store: Counting, require: bool | str, required: bool, status: int) -> None:
+    """Only auto depends on where the server is bound."""
+    assert asyncio.run(ask(guarded(store, require=require, required=required))).status == status
 
 
 # ---- memory ----
