@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from bisect import bisect_left
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from largeforge.call import Call
@@ -86,6 +86,16 @@ class Meters:
         self.queue_depth = Gauge("queue_depth", "Requests that wait for their turn at the door.", registry=registry)
         self.gpu_memory = Gauge("gpu_memory_used_bytes", "Memory of the device that the engine's process holds.", registry=registry)
         self.model_load_time = Gauge("model_load_time_seconds", "From the engine's start until it was ready.", registry=registry)
+        self._engine = {
+            field: Gauge(name, text, registry=registry)
+            for field, name, text in (
+                ("active", "engine_active_requests", "Requests that the engine answers now."),
+                ("waiting", "engine_waiting_requests", "Requests that wait for a place in the engine's batch."),
+                ("decoded_tokens", "engine_decoded_tokens", "Tokens of answers that the engine has computed since it started."),
+                ("free_blocks", "engine_free_kv_blocks", "Blocks of the engine's KV cache that no request holds."),
+                ("total_blocks", "engine_total_kv_blocks", "Blocks of the engine's KV cache; 0 where it has none."),
+            )
+        }
         self._between = _Gaps("inter_token_seconds", "Between two pieces of one stream.", BETWEEN_TOKENS_S)
         registry.register(self._between)  # a collector by its methods
         self.piece = self._between.observe
@@ -110,6 +120,12 @@ class Meters:
             self._child(self.rejected, call.code).inc()
         if call.retried:
             self.retried.inc()
+
+    def engine_says(self, load: Mapping[str, Any]) -> None:
+        """Take what the engine says of itself: the fields of `largeforge.chat.Load`."""
+        self.gpu_memory.set(load["memory_bytes"])
+        for field, gauge in self._engine.items():
+            gauge.set(load[field])
 
     def text(self) -> bytes:
         """Prometheus' text format; its content type is `CONTENT_TYPE`."""

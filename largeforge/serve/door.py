@@ -121,7 +121,7 @@ class Door:
         if self.upstream.server is not None and self.upstream.ready:
             try:
                 found = await self.upstream.get("/stats", timeout_s=2)
-                self.meters.gpu_memory.set(found["memory_bytes"])
+                self.meters.engine_says(found)
             except (aiohttp.ClientError, asyncio.TimeoutError, OSError, ValueError, KeyError):
                 pass  # vLLM has no /stats, and one that is dying answers none
         return self.meters.text(), METRICS_TYPE

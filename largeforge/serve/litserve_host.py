@@ -88,6 +88,11 @@ class EngineAPI(litserve.LitAPI):  # type: ignore[misc]
             raise
         self.hosted.load_seconds = time.monotonic() - start
 
+    def health(self) -> bool:
+        """In the API process: not once the worker has died, though this process still says so to everybody."""
+        app = self.spec.app
+        return app is None or not app.engine.dead
+
     def predict(self, x: Any) -> Any:
         """Not called: EngineLoop runs the engine."""
         yield x

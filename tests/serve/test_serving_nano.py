@@ -1,0 +1,152 @@
+"""task=serve with the hf engine on LitServe: the proof, cancellation at the engine, crashes, kills."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import signal
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from tests.serve.servers import Server, chat, serving
+
+NANO = ("model=nano", "serve.grpc_port=0", "model.dtype=fp32", "engine.batch_size=64")
+LONG = {"max_tokens": 1500, "ignore_eos": True}
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory, shared_models: Path) -> Iterator[Server]:
+    with serving(tmp_path_factory.mktemp("nano"), *NANO, environment={"LARGEFORGE_CACHE": str(shared_models)}) as found:
+        yield found
+
+
+def until(holds: Callable[[], bool], seconds: float = 10) -> bool:
+    """Wait until something holds; whether it does."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if holds():
+            return True
+        time.sleep(0.01)
+    return holds()
+
+
+def sent(server: Server, body: dict[str, Any]) -> socket.socket:
+    """A request under way, on a socket of its own."""
+    host, port = server.url.removeprefix("http://").split(":")
+    one = socket.create_connection((host, int(port)), timeout=30)
+    data = json.dumps(body).encode()
+    one.sendall(b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n" % len(data) + data)
+    return one
+
+
+def metric(server: Server, name: str) -> float:
+    """One number of /metrics."""
+    lines = server.get("/metrics").splitlines()
+    return float(next(line.split()[1] for line in lines if line.startswith(f"{name} ")))
+
+
+def test_the_proof_is_told(server: Server) -> None:
+    """Proves SYS-F-054: prompt token ids and greedy answers of the endpoint equal those in-process and of transformers' generate."""
+    assert "proof    3 of 3 pinned prompts: the same token ids, and the same 48 greedy tokens as in-process and by transformers' generate\n" in server.said
+
+
+def test_what_a_client_asks_for(server: Server) -> None:
+    greedy = chat("Hello", temperature=0, max_tokens=12)
+    status, first = server.ask("/v1/chat/completions", greedy)
+    assert status == 200 and first["usage"]["completion_tokens"] <= 12
+    assert server.ask("/v1/chat/completions", greedy)[1]["choices"] == first["choices"]
+    drawn = [server.ask("/v1/chat/completions", chat("Hello", seed=seed, temperature=1.5, max_tokens=12))[1]["choices"] for seed in (1, 1, 2)]
+    assert drawn[0] == drawn[1] != drawn[2]
+    several = server.ask("/v1/chat/completions", chat("Hello", n=3, seed=1, temperature=1.5, max_tokens=12))[1]["choices"]
+    assert several[0]["message"] == drawn[0][0]["message"] and len({one["message"]["content"] for one in several}) == 3
+
+
+@pytest.mark.parametrize("when", ["before the first token", "mid-stream", "not streaming"])
+def test_a_client_that_leaves_stops_its_generation(server: Server, when: str) -> None:
+    """Proves SYS-F-055: the engine's counter of decoded tokens stands still and all its blocks are free again."""
+    assert until(lambda: metric(server, "active_requests") == 0)
+    one = sent(server, chat("Tell me", stream=when != "not streaming", **LONG))
+    if when == "mid-stream":
+        one.recv(10)
+    elif when == "not streaming":
+        assert until(lambda: metric(server, "engine_active_requests") == 1)
+    one.close()
+    assert until(lambda: metric(server, "engine_active_requests") == 0 and metric(server, "engine_free_kv_blocks") == metric(server, "engine_total_kv_blocks"))
+    before = metric(server, "engine_decoded_tokens")
+    time.sleep(0.3)
+    assert metric(server, "engine_decoded_tokens") == before
+
+
+def test_an_engine_that_dies_under_streams(server: Server) -> None:
+    """Proves SYS-R-001, SYS-R-002: kill -9 of the engine under 50 streams: each ends by success or a typed error, none in silence; it is ready again by itself."""
+    ends: list[str] = []
+
+    def ask() -> None:
+        host, port = server.url.removeprefix("http://").split(":")
+        connection = http.client.HTTPConnection(host, int(port), timeout=60)
+        connection.request(
+            "POST", "/v1/chat/completions", json.dumps(chat("Tell me", stream=True, max_tokens=400, ignore_eos=True)), {"Content-Type": "application/json"}
+        )
+        text = connection.getresponse().read().decode().strip()
+        connection.close()
+        last = text.rpartition("\n\n")[2].removeprefix("data: ")  # of a stream; a whole body where nothing was streamed
+        ends.append("done" if last == "[DONE]" else json.loads(last)["error"]["type"])
+
+    threads = [threading.Thread(target=ask) for _ in range(50)]
+    for thread in threads:
+        thread.start()
+    assert until(lambda: metric(server, "engine_active_requests") >= 30, 30)
+    server.worker().kill()
+    killed_at = time.monotonic()
+    assert until(lambda: metric(server, "engine_restarts_total") == 1)
+    server.until_ready(30)
+    ready_s = time.monotonic() - killed_at
+    for thread in threads:
+        thread.join(60)
+    assert len(ends) == 50 and set(ends) <= {"done", "server_error"} and "server_error" in ends
+    print(f"ready again after {ready_s:.1f} s; {ends.count('done')} of 50 done")
+    assert server.ask("/v1/chat/completions", chat("Hello", max_tokens=3))[0] == 200
+
+
+def test_requests_that_have_sent_nothing_are_asked_again(server: Server) -> None:
+    """Proves SYS-R-005: one that waits for its whole answer when the engine dies is answered by the next engine."""
+    found: list[Any] = []
+    thread = threading.Thread(target=lambda: found.append(server.ask("/v1/chat/completions", chat("Tell me", **LONG))))
+    thread.start()
+    assert until(lambda: metric(server, "engine_active_requests") == 1)
+    server.worker().kill()
+    thread.join(60)
+    assert found[0][0] == 200 and found[0][1]["usage"]["completion_tokens"] == LONG["max_tokens"]
+
+
+@pytest.mark.parametrize("which", ["the door", "the engine's main process"])
+def test_a_kill_leaves_no_process(tmp_path: Path, shared_models: Path, which: str) -> None:
+    """Proves SYS-R-006: kill -9 of any parent: its children die with it."""
+    with serving(tmp_path, *NANO, "serve.prove=false", environment={"LARGEFORGE_CACHE": str(shared_models)}) as server:
+        family = server.family()
+        assert len(family) >= 5
+        hit = family[0] if which == "the door" else family[1]
+        below = [one for one in family if hit in one.parents()]
+        os.kill(hit.pid, signal.SIGKILL)
+        server.process.poll()
+        gone, alive = psutil.wait_procs([*below, *([hit] if which == "the door" else [])], timeout=15)
+        assert not alive
+        if which != "the door":
+            server.until_ready(30)
+
+
+def test_a_model_that_is_not_there(tmp_path: Path, shared_models: Path) -> None:
+    from tests.serve.servers import start
+
+    process = start(tmp_path, "model=outputs/nowhere/artifact", environment={"LARGEFORGE_CACHE": str(shared_models)})
+    assert process.wait(90) == 2
+    said = (tmp_path / "printed.txt").read_text(encoding="utf-8")
+    assert "nowhere" in said and "Traceback" not in said
