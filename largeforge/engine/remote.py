@@ -6,6 +6,7 @@ Knows the wire through `completions.py`; knows nothing about who asks or what fo
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import random
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import aiohttp
 
-from largeforge.chat import Answer, ChatRequest, Delta
+from largeforge.chat import Answer, ChatRequest, Delta, Load
 from largeforge.engine.answers import ShutOut, every_answer, stream
 from largeforge.engine.completions import BrokenOff, answer_of, base_url, body_of, complaint, deltas_of, estimated_tokens, first_model, retry_after, shown_url
 from largeforge.engine.config import RemoteConfig
@@ -111,6 +112,10 @@ class Remote:
                     raise EngineError(f"{self.name} broke off in the middle of an answer: {fault}.", reason="unreachable") from fault
                 tries += 1
                 await self._patience(fault, tries)
+
+    def load(self) -> Load:
+        """Nothing is known of a server elsewhere but what it answers."""
+        return Load()
 
     async def close(self) -> None:
         """Close connections; the next request opens new ones, in whatever event loop runs then."""
@@ -223,8 +228,12 @@ class Remote:
 
 
 def _payload(request: ChatRequest, model: str, *, streaming: bool) -> dict[str, Any]:
+    """What is sent. Raises EngineError for what this engine does not ask of a server."""
+    for field in ("prompt", "logprobs", "ignore_end"):
+        if getattr(request, field) != getattr(ChatRequest, field):
+            raise EngineError(f"engine=remote asks for no {field}.", reason="refused", next_step="engine=hf")
     payload: dict[str, Any] = {
-        "model": model,
+        "model": request.adapter or model,
         "messages": [message.as_dict() for message in request.messages],
         "max_tokens": request.max_tokens,
         "temperature": request.temperature,
@@ -233,6 +242,14 @@ def _payload(request: ChatRequest, model: str, *, streaming: bool) -> dict[str, 
     }
     if request.top_k:
         payload["top_k"] = request.top_k
+    if request.stop:
+        payload["stop"] = list(request.stop)
+    if request.frequency_penalty:
+        payload["frequency_penalty"] = request.frequency_penalty
+    if request.presence_penalty:
+        payload["presence_penalty"] = request.presence_penalty
+    if request.schema:
+        payload["response_format"] = {"type": "json_schema", "json_schema": {"name": "answer", "schema": json.loads(request.schema)}}
     if streaming:
         payload |= {"stream": True, "stream_options": {"include_usage": True}}
     return payload

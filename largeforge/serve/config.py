@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, SecretStr
 
@@ -13,6 +13,9 @@ Port = Annotated[Int, Field(ge=0, le=65535)]
 
 class ServeConfig(PartConfig):
     """What every server has."""
+
+    has_door: ClassVar[bool] = True
+    """Whether clients reach it, past guards; an engine server answers its door only."""
 
     host: str = Field(min_length=1, description="Where it listens.")
     port: Port = Field(description="On which port; 0 takes a free one.")
@@ -47,6 +50,8 @@ class DoorOnlyConfig(DoorConfig):
 
 class EngineOnlyConfig(ServeConfig):
     """The engine server alone, for a door that stands elsewhere."""
+
+    has_door = False
 
     host: Literal["127.0.0.1", "0.0.0.0", "::"] = Field(description="Where it listens; LitServe takes these.")
     port: Annotated[Int, Field(ge=1024, le=65535)] = Field(description="On which port; LitServe takes none below 1024.")

@@ -34,36 +34,32 @@ class Serve:
         """Serve until SIGTERM or Ctrl-C."""
         config = self.config
         server: Any = build(config.serve)
-        store: Store = build(config.store)
-        keys_are_kept = config.guards.keys.require != "false"
+        store: Store | None = build(config.store) if config.serve.has_door and config.guards.keys.require is not False else None
         try:
-            if keys_are_kept:
+            if store is not None:
                 store.open()
                 self.refuse_to_lock_out(store)
-            server.run(find("largeforge.serve.base.Parts")(**self.parts(run, store if keys_are_kept else None)))
+            server.run(find("largeforge.serve.base.Parts")(**self.parts(run, store)))
         finally:
-            store.close()
+            if store is not None:
+                store.close()
 
     def refuse_to_lock_out(self, store: Store) -> None:
         """Raise ServeError where a key would be asked for and there is none."""
-        if (
-            self.required(not (find("largeforge.serve.base.is_loopback")(self.config.serve.host) or getattr(self.config.serve, "open", True)))
-            and not store.num_keys()
-        ):
-            where = (
-                f"serve.host={self.config.serve.host} is reached from elsewhere, so"
-                if self.config.guards.keys.require == "auto"
-                else "guards.keys.require=true:"
-            )
-            raise ServeError(
-                f"{where} API keys are asked for, and there is none.",
-                next_step="python -m largeforge task=keys create=<name>   or, to let everybody in, serve.open=true",
-            )
+        config: Any = self.config
+        elsewhere = not (find("largeforge.serve.base.is_loopback")(config.serve.host) or config.serve.open)
+        if not self.required(elsewhere) or store.num_keys():
+            return
+        why = "guards.keys.require=true:" if config.guards.keys.require is True else f"serve.host={config.serve.host} is reached from elsewhere, so"
+        raise ServeError(
+            f"{why} API keys are asked for, and there is none.",
+            next_step="python -m largeforge task=keys create=<name>   or, to let everybody in, serve.open=true",
+        )
 
     def required(self, elsewhere: bool) -> bool:
         """Whether a key is asked for: as told, else where others than this machine reach the door."""
         require = self.config.guards.keys.require
-        return elsewhere if require == "auto" else require == "true"
+        return elsewhere if require == "auto" else require
 
     def parts(self, run: Run, store: Store | None) -> dict[str, Any]:
         """What the server is made of."""
