@@ -225,7 +225,7 @@ class ContinuousBatching:
             "input_ids": torch.tensor([ids]),
             "position_ids": torch.tensor([positions]),
             "attention_mask": torch.zeros(1, 1, 1, 1),  # four dimensions: taken as one that is ready, so that none is made; and not looked at
-            "logits_indices": torch.tensor(last),
+            "logits_indices": torch.tensor(last, dtype=torch.long),
             "paged_step": self._paged.plan(names, pieces),
             "use_cache": False,
         }
