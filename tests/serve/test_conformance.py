@@ -123,7 +123,7 @@ def test_the_same_refusal(server: Server, fields: dict[str, Any]) -> None:
 
 
 def test_no_way_in_without_a_key(tmp_path: Path, shared_models: Path) -> None:
-    """Proves SYS-SEC-002: with keys on, every route of every transport says 401 without one and answers with one, but for the open ones."""
+    """Proves SYS-SEC-001: with keys on, every route of every transport says 401 without one and answers with one, but for the open ones."""
     made = subprocess.run(
         [sys.executable, "-m", "largeforge", "task=keys", "create=alice", f"store.path={tmp_path / 'store.sqlite3'}", f"folder={tmp_path / 'keys'}"],
         cwd=ROOT,

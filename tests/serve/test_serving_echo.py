@@ -47,7 +47,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 
 def test_a_chat_and_a_completion(server: Server) -> None:
-    """Proves SYS-F-050, SR-F-020: section 6.1.1's answers, with usage and a true reason."""
+    """Proves SYS-F-050, SYS-F-059, SR-F-021, SR-F-022: section 6.1.1's answers, with usage and a true reason."""
     status, found = server.ask("/v1/chat/completions", say("one two"))
     assert (status, found["object"], found["model"]) == (200, "chat.completion", "echo")
     assert found["choices"][0]["message"] == {"role": "assistant", "content": "echo: one two", "refusal": None}
@@ -59,7 +59,7 @@ def test_a_chat_and_a_completion(server: Server) -> None:
 
 
 def test_a_stream(server: Server) -> None:
-    """Proves SYS-F-051, SR-F-021: pieces that join to the whole, one id, the reason last, usage where it was asked for, then [DONE]."""
+    """Proves SYS-F-051: pieces that join to the whole, one id, the reason last, usage where it was asked for, then [DONE]."""
     *pieces, done = events(server, "/v1/chat/completions", say("one two", stream=True))
     assert done == "[DONE]" and len({piece["id"] for piece in pieces}) == 1
     assert "".join(piece["choices"][0]["delta"].get("content", "") for piece in pieces) == "echo: one two"
@@ -80,7 +80,7 @@ def test_several_choices_and_prompts(server: Server) -> None:
 
 
 def test_defaults_are_the_specification_s(server: Server) -> None:
-    """Proves SYS-F-052: 256 tokens at most where a request does not say."""
+    """Proves SYS-F-058: 256 tokens at most where a request does not say."""
     found = server.ask("/v1/completions", {"model": "echo", "prompt": "a " * 400})[1]
     assert found["usage"]["completion_tokens"] == 256 and found["choices"][0]["finish_reason"] == "length"
     values = (server.folder / "config.yaml").read_text(encoding="utf-8")
@@ -110,7 +110,7 @@ def test_defaults_are_the_specification_s(server: Server) -> None:
     ],
 )
 def test_what_is_wrong_is_told_as_openai_tells_it(server: Server, body: Any, status: int, param: str | None, says: str) -> None:
-    """Proves SYS-F-053: a 4xx with OpenAI's error object, the field, and words for a person."""
+    """Proves SR-NF-032, SYS-SEC-005: a 4xx with OpenAI's error object, the field, and words for a person."""
     found = server.ask("/v1/chat/completions", body)
     assert found[0] == status, found
     error = found[1]["error"]
@@ -119,7 +119,7 @@ def test_what_is_wrong_is_told_as_openai_tells_it(server: Server, body: Any, sta
 
 
 def test_models_health_ready_metrics_docs(server: Server) -> None:
-    """Proves SYS-F-060, SYS-F-061: section 6.1.3's health and metrics, readiness, and a document of it all."""
+    """Proves SYS-F-060, SYS-F-061, SYS-I-023, SR-F-020, SR-NF-022: section 6.1.3's health and metrics, readiness, and a document of it all."""
     assert [one["id"] for one in server.get("/v1/models")["data"]] == ["echo"]
     health = server.get("/health")
     assert (health["status"], [one["name"] for one in health["components"]]) == ("healthy", ["engine", "store"])
@@ -147,7 +147,7 @@ def test_models_health_ready_metrics_docs(server: Server) -> None:
 
 
 def test_nothing_that_was_said_is_written_down(server: Server) -> None:
-    """Proves SYS-SEC-005: no prompt and no answer stands in any file of the run; every request has its one line."""
+    """Proves SYS-F-066, SYS-SEC-008: no prompt and no answer stands in any file of the run; every request has its one line."""
     server.ask("/v1/chat/completions", say("xylophone zebra"), X_Request_ID="find-me")
     time.sleep(0.2)
     for path in server.folder.rglob("*"):
@@ -158,7 +158,7 @@ def test_nothing_that_was_said_is_written_down(server: Server) -> None:
 
 
 def test_stopping_lets_what_runs_finish(tmp_path: Path) -> None:
-    """Proves SYS-R-003: after SIGTERM it is not ready, takes no more, finishes what runs, and ends with 0; no process is left."""
+    """After SIGTERM it is not ready, takes no more, finishes what runs, and ends with 0; no process is left."""
     with serving(tmp_path, *ECHO) as server:
         family = server.family()
         found: list[Any] = []
@@ -224,7 +224,7 @@ def make_certificate(folder: Path, *, days: int) -> tuple[Path, Path]:
 
 
 def test_tls(tmp_path: Path) -> None:
-    """Proves SYS-SEC-004: HTTPS by certificate files, with TLS 1.2 or newer and no older one."""
+    """Proves SYS-SEC-002, SR-NF-031: HTTPS by certificate files, with TLS 1.2 or newer and no older one."""
     certificate, private = make_certificate(tmp_path, days=10)
     with serving(tmp_path, *ECHO, f"serve.certificate={certificate}", f"serve.private_key={private}") as server:
         assert server.url.startswith("https://")

@@ -54,7 +54,7 @@ def metric(server: Server, name: str) -> float:
 
 
 def test_the_proof_is_told(server: Server) -> None:
-    """Proves SYS-F-054: prompt token ids and greedy answers of the endpoint equal those in-process and of transformers' generate."""
+    """Prompt token ids and greedy answers of the endpoint equal those in-process and of transformers' generate."""
     assert "proof    3 of 3 pinned prompts: the same token ids, and the same 48 greedy tokens as in-process and by transformers' generate\n" in server.said
 
 
@@ -71,7 +71,7 @@ def test_what_a_client_asks_for(server: Server) -> None:
 
 @pytest.mark.parametrize("when", ["before the first token", "mid-stream", "not streaming"])
 def test_a_client_that_leaves_stops_its_generation(server: Server, when: str) -> None:
-    """Proves SYS-F-055: the engine's counter of decoded tokens stands still and all its blocks are free again."""
+    """The engine's counter of decoded tokens stands still and all its blocks are free again."""
     assert until(lambda: metric(server, "active_requests") == 0)
     one = sent(server, chat("Tell me", stream=when != "not streaming", **LONG))
     if when == "mid-stream":
@@ -86,7 +86,7 @@ def test_a_client_that_leaves_stops_its_generation(server: Server, when: str) ->
 
 
 def test_an_engine_that_dies_under_streams(server: Server) -> None:
-    """Proves SYS-R-001, SYS-R-002: kill -9 of the engine under 50 streams: each ends by success or a typed error, none in silence; it is ready again by itself."""
+    """Proves SYS-R-003, SR-NF-021: kill -9 of the engine under 50 streams: each ends by success or a typed error, none in silence; it is ready again by itself."""
     ends: list[str] = []
 
     def ask() -> None:
@@ -117,7 +117,7 @@ def test_an_engine_that_dies_under_streams(server: Server) -> None:
 
 
 def test_requests_that_have_sent_nothing_are_asked_again(server: Server) -> None:
-    """Proves SYS-R-005: one that waits for its whole answer when the engine dies is answered by the next engine."""
+    """One that waits for its whole answer when the engine dies is answered by the next engine."""
     found: list[Any] = []
     thread = threading.Thread(target=lambda: found.append(server.ask("/v1/chat/completions", chat("Tell me", **LONG))))
     thread.start()
@@ -129,7 +129,7 @@ def test_requests_that_have_sent_nothing_are_asked_again(server: Server) -> None
 
 @pytest.mark.parametrize("which", ["the door", "the engine's main process"])
 def test_a_kill_leaves_no_process(tmp_path: Path, shared_models: Path, which: str) -> None:
-    """Proves SYS-R-006: kill -9 of any parent: its children die with it."""
+    """kill -9 of any parent: its children die with it."""
     with serving(tmp_path, *NANO, "serve.prove=false", environment={"LARGEFORGE_CACHE": str(shared_models)}) as server:
         family = server.family()
         assert len(family) >= 5
