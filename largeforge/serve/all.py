@@ -29,7 +29,7 @@ class All:
         config, run = self.config, parts.run
         start = time.monotonic()
         required = not (is_loopback(config.host) or config.open)
-        listening = Listening(config, required=required)
+        listening = Listening(config, protocol=parts.protocol)
         server: EngineServer | None = None
         try:
             with Stops(run) as stops:
@@ -70,7 +70,7 @@ class All:
                 door.proving = False
                 seconds = time.monotonic() - start
                 run.measure(ready_seconds=seconds, load_seconds=load_s)
-                run.progress.say(greeting(listening, name=upstream.names[0], seconds=seconds, proof=proof, keys=required))
+                run.progress.say(greeting(listening, name=upstream.names[0], seconds=seconds, proof=proof, keys=parts.asks_for_keys(required)))
 
                 # ---- until it is to stop ----
                 await stops.asked.wait()

@@ -47,6 +47,8 @@ class Parts:
         defaults: what holds where a request does not say; None where the engine has its own.
         guarded: puts the guards around an app: (app, meters, whether a key is required) -> (app, the guard that counts what runs).
         meters: what is measured.
+        protocol: speaks HTTP on a connection, with limits on a request's head; uvicorn's own has none.
+        asks_for_keys: whether a key is asked for, by whether others than this machine reach the door.
         store: who keeps keys; opened already.
         prove: compares what an endpoint says with the pinned answers; returns a line for the user, raises CheckFailed. None proves nothing.
     """
@@ -59,6 +61,8 @@ class Parts:
     defaults: Defaults | None
     guarded: Callable[[App, Any, bool], tuple[App, Concurrent]]
     meters: Any
+    protocol: type[asyncio.Protocol]
+    asks_for_keys: Callable[[bool], bool]
     store: Store | None
     prove: Callable[[Upstream, str], Coroutine[Any, Any, str]] | None = None
 
@@ -208,9 +212,9 @@ class _Uvicorn(uvicorn.Server):
 class Listening:
     """The door on its sockets: HTTP, WebSocket, gRPC."""
 
-    def __init__(self, config: DoorConfig, *, required: bool) -> None:
+    def __init__(self, config: DoorConfig, *, protocol: type[asyncio.Protocol]) -> None:
         self.config = config
-        self.required = required
+        self.protocol = protocol
         self.tls = certificate(config)
         self.socket = listening(config.host, config.port)
         self.port = int(self.socket.getsockname()[1])
@@ -229,7 +233,7 @@ class Listening:
         """Answer from now on. Raises ServeError."""
         config = uvicorn.Config(
             door,
-            http="httptools",
+            http=self.protocol,
             ws="websockets-sansio",
             lifespan="off",
             log_config=None,

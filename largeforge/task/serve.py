@@ -5,23 +5,28 @@ This process never loads torch: what answers is made in a process of its own, by
 
 from __future__ import annotations
 
+import asyncio
 import os
 import pickle
 import sys
+from concurrent.futures import ProcessPoolExecutor
 from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 from largeforge.asgi import App
 from largeforge.build import build, find
 from largeforge.chat import ChatRequest, Message
-from largeforge.contract import Launch, LaunchedEngine, LoadedModel, Quant, Store
+from largeforge.contract import Launch, LaunchedEngine, LoadedModel, Progress, Quant, Store
 from largeforge.errors import InputError, ServeError
 from largeforge.run import Run
 from largeforge.task.config import ServeConfig
 
 # Outermost first: what is refused early costs little, and what is measured is all of it.
 GUARDS = ("request_id", "access_log", "metrics", "keys", "body_limit", "rate", "concurrency", "deadline")
+# Bytes of weights that are loaded a second time, beside a server of another program, to compare its answers with.
+LARGEST_PINNED = 2 * 2**30
 
 
 class Serve:
@@ -76,9 +81,19 @@ class Serve:
             "defaults": None if elsewhere else defaults,
             "guarded": partial(self.guarded, store),
             "meters": find("largeforge.guard.meters.Meters")(),
+            "protocol": find("largeforge.guard.head_limit.head_limited")(),
+            "asks_for_keys": self.required,
             "store": store,
-            "prove": None if engine.hosting in ("elsewhere", "uvicorn") else find("largeforge.proof.served.prove"),
+            "prove": self.proof(),
         }
+
+    def plan(self, *, progress: Progress) -> Any:
+        """What serving would cost; no weights are read."""
+        if self.config.engine.hosting in ("elsewhere", "uvicorn"):
+            raise InputError("This engine loads no model here: there is nothing to plan.", next_step="leave out plan=...")
+        quant: Quant = build(self.config.quant)
+        model: LoadedModel = build(self.config.model, progress=progress).outline(trainable=False, quant=quant)
+        return find("largeforge.plan.serving.ServingPlan")(self.config)(model=model, progress=progress)
 
     # ---- the engine ----
 
@@ -115,6 +130,15 @@ class Serve:
         return engine.command(
             model_folder=place.folder, template=source.template_text(place), port=port, name=self.name, key=key, folder=folder, dtype=config.model.dtype
         )
+
+    def proof(self) -> Any:
+        """What compares answers of the endpoint with those of the model; None where no model is loaded here."""
+        prove = find("largeforge.proof.served.prove")
+        if self.config.engine.hosting == "litserve":
+            return prove  # the engine's own process has the answers
+        if self.config.engine.hosting == "own":
+            return partial(prove_own, self.config, prove)
+        return None
 
     def elsewhere(self, run: Run) -> tuple[str, str, str]:
         """URL, key and the model's name there, of an engine that stands elsewhere."""
@@ -169,6 +193,25 @@ def hosted(config: ServeConfig) -> Any:
     pins = find("largeforge.proof.served.pinned")(model, engine) if getattr(config.serve, "prove", False) else []
     context = int(getattr(model.network.config, "max_position_embeddings", 0))
     return made(engine=engine, pinned=pins, tokenize=partial(token_ids, engine), context=context)
+
+
+async def prove_own(config: ServeConfig, prove: Any, upstream: Any, name: str) -> str:
+    """Compare a server of another program with plain transformers, which answers in a process of its own."""
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        pins = await asyncio.wrap_future(pool.submit(pins_of, config))
+    line: str = await prove(upstream, name, pins)
+    return line
+
+
+def pins_of(config: ServeConfig) -> list[dict[str, Any]]:
+    """The pinned answers of a model by plain transformers; of a large one the prompts' token ids alone."""
+    source: Any = build(config.model)
+    weights = sum(path.stat().st_size for path in source.place().folder.glob("*.safetensors"))
+    if weights > LARGEST_PINNED:
+        return list(find("largeforge.proof.served.pinned_prompts")(*source.identity_of_files()[1:]))
+    quant: Quant = build(config.quant)
+    model: LoadedModel = source.load(trainable=False, quant=quant)
+    return list(find("largeforge.proof.served.pinned")(model, None))
 
 
 def token_ids(engine: Any, messages: list[dict[str, str]]) -> list[int]:
