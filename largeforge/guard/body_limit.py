@@ -87,11 +87,10 @@ class BodyLimit:
 
         text = f"The body is larger than {self.config.max_bytes} bytes."
         await refuse(scope, receive, hold_the_end, 413, text, kind="invalid_request_error", code="body_too_large", headers=CLOSE)
-        if more and header(scope, b"expect") is None:  # a client that asked first sends nothing unless it is told to
-            with Cutoff(LINGER_S):
-                while more:
-                    message = await receive()
-                    more = message["type"] == "http.request" and message.get("more_body", False)
+        with Cutoff(LINGER_S):
+            while more:
+                message = await receive()
+                more = message["type"] == "http.request" and message.get("more_body", False)
         for message in last:
             await send(message)
 

@@ -91,7 +91,7 @@ class Turns:
         if self.closed:
             raise NoPlace("draining")
         place = Place(owner=owner, level=priority if self.priorities else 0, since=self.clock())
-        if self.active < self.max_active and not self.waiting:
+        if self.active < self.max_active:  # then nobody waits
             self._admit(place)
             return place
         if self.waiting >= self.max_waiting:
@@ -111,7 +111,7 @@ class Turns:
         elif place.state == "waiting":
             self._unqueue(place)
         place.state = "gone"
-        while self.waiting and self.active < self.max_active:
+        if self.waiting and self.active < self.max_active:
             following = self._next()
             self._unqueue(following)
             self._admit(following)
@@ -131,7 +131,7 @@ class Turns:
     def _admit(self, place: Place) -> None:
         place.state = "active"
         self.active += 1
-        if place.turn is not None and not place.turn.done():
+        if place.turn is not None:
             place.turn.set_result(None)
 
     def _next(self) -> Place:

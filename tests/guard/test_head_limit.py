@@ -69,6 +69,14 @@ def test_it_is_told(port: int) -> None:
         assert code(told) == "head_too_large"
 
 
+def test_a_later_head_is_limited_too(port: int) -> None:
+    with connected(port) as socket:
+        socket.sendall(GET + b"\r\n")
+        read_answer(socket)
+        socket.sendall(GET + b"X: " + b"y" * 25_000)
+        assert code(read_all(socket)) == "head_too_large"
+
+
 @pytest.mark.parametrize("first", [b"", b"GET /v1/mod", GET])
 def test_a_head_that_does_not_come_is_given_up(port: int, first: bytes) -> None:
     with connected(port) as socket:
