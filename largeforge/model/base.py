@@ -90,6 +90,12 @@ class Source:
         settle_template(tokenizer, self.config.chat_template, name=place.name)
         return place.source, tokenizer, str(tokenizer.chat_template)
 
+    def template_text(self, place: Place) -> str:
+        """The chat template (Jinja) that `load` would give: for a server of another program, which reads the files itself. Raises ModelError."""
+        tokenizer = self.tokenizer(place.folder)
+        settle_template(tokenizer, self.config.chat_template, name=place.name)
+        return str(tokenizer.chat_template)
+
     def outline(self, *, trainable: bool, precision: str | None = None, quant: Quant | None = None, adapter: Adapter | None = None) -> LoadedModel:
         """Build the same network on the meta device: no weights are read, nothing is fetched."""
         from transformers import AutoModelForCausalLM

@@ -1,4 +1,4 @@
-"""A real vLLM over a small model, started as engine=vllm says: what clients rely on, asked of its own server.
+"""A real vLLM over a small model, started as engine=vllm says: what clients rely on, asked of its own server, then of the door before it.
 
 Marked vllm: `scripts/test vllm` makes its environment and runs this. nano's random weights repeat themselves, so the model is a nano
 whose embedding is spread out, as in tests/engine/conftest.py.
@@ -19,10 +19,13 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import psutil
 import pytest
 
 from largeforge.engine.vllm import made_environment
 from largeforge.process import free_port
+from tests.serve.servers import Server as Door
+from tests.serve.servers import chat, serving
 from tests.tiny_models import part
 
 pytestmark = pytest.mark.vllm
@@ -48,6 +51,7 @@ class Models:
         folder: config.json, fp32 weights, tokenizer.
         adapters: LoRA adapters of it, by name.
         answers: what transformers' own generate says: adapter ("" is none) -> one list of token ids for each prompt.
+        texts: the same as text, without the half of a letter at the end, which vLLM keeps back.
         prompts: token ids of the prompts, in the template.
     """
 
@@ -55,6 +59,7 @@ class Models:
     template: str
     adapters: dict[str, Path] = field(default_factory=dict)
     answers: dict[str, list[list[int]]] = field(default_factory=dict)
+    texts: dict[str, list[str]] = field(default_factory=dict)
     prompts: list[list[int]] = field(default_factory=list)
 
 
@@ -154,6 +159,7 @@ def models(shared_models: Path, tmp_path_factory: pytest.TempPathFactory) -> Mod
         adapted.save_pretrained(made.adapters[name])
         made.answers[name] = answers(adapted)
         network = adapted.unload()
+    made.texts = {name: [tokenizer.decode(ids, skip_special_tokens=True).rstrip("\ufffd") for ids in said] for name, said in made.answers.items()}
     assert len({json.dumps(one) for one in made.answers.values()}) == 3, "adapters must matter"
     return made
 
@@ -349,3 +355,88 @@ def test_it_ends_when_its_engine_is_killed_and_when_it_is_asked_to(models: Model
         one.process.terminate()
         until(lambda: one.process.poll() is not None, seconds=60)
         until(lambda: not one.family(), seconds=30)
+
+
+# ---- the same through the door ----
+
+
+@pytest.fixture(scope="module")
+def door(models: Models, python: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Door]:
+    words = [f"model={models.folder}", "model.dtype=fp32", "engine=vllm", f"engine.python={python}", "engine.kv_cache_gib=0.5", "serve.name=nano"]
+    words += [f"engine.adapters.first={models.adapters['first']}", "serve.grpc_port=0", "serve.prove=false"]
+    with serving(tmp_path_factory.mktemp("door"), *words) as one:
+        yield one
+
+
+def behind(door: Door) -> tuple[psutil.Process, httpx.Client]:
+    """vLLM's own server, asked past the door: with the key that only its environment tells."""
+    (api,) = [one for one in door.family() if "vllm.entrypoints.openai.api_server" in one.cmdline()]
+    words = api.cmdline()
+    port, key = words[words.index("--port") + 1], api.environ()["VLLM_API_KEY"]
+    return api, httpx.Client(base_url=f"http://127.0.0.1:{port}", headers={"Authorization": f"Bearer {key}"}, timeout=60)
+
+
+def asked_through(door: Door, text: str, **body: Any) -> dict[str, Any]:
+    status, said = door.ask("/v1/chat/completions", chat(text, **{"temperature": 0, "max_tokens": LENGTH, **body}))
+    assert status == 200, said
+    return dict(said)
+
+
+def test_through_the_door_it_says_the_same(door: Door, models: Models) -> None:
+    """Base and adapter, several at once; and usage is vLLM's."""
+    asked = [(text, name) for text in PROMPTS for name in ("nano", "first")]
+    with ThreadPoolExecutor(len(asked)) as threads:
+        said = list(threads.map(lambda one: asked_through(door, one[0], model=one[1]), asked))
+    texts = [one["choices"][0]["message"]["content"] for one in said]
+    assert texts[0::2] == models.texts[""]
+    assert texts[1::2] == models.texts["first"]
+    assert [one["usage"]["prompt_tokens"] for one in said[0::2]] == [len(ids) for ids in models.prompts]
+    assert {"nano", "first"} == {one["id"] for one in door.get("/v1/models")["data"]}
+
+
+def test_through_the_door_streams_schemas_and_several_answers(door: Door, models: Models) -> None:
+    with httpx.Client(base_url=door.url, timeout=60) as http:
+        body = chat(PROMPTS[1], temperature=0, max_tokens=LENGTH, stream=True)
+        lines = [line.removeprefix("data: ") for line in http.post("/v1/chat/completions", json=body).text.splitlines() if line]
+    events = [json.loads(line) for line in lines[:-1]]
+    assert lines[-1] == "[DONE]" and not [event for event in events if event.get("usage")], "nobody asked for usage"
+    assert "".join(event["choices"][0]["delta"].get("content") or "" for event in events) == models.texts[""][1]
+    shape = {"type": "json_schema", "json_schema": {"name": "thing", "schema": {"enum": ["a parcel", "a letter"]}}}
+    choices = asked_through(door, "Hi", response_format=shape, n=2, temperature=1, seed=3)["choices"]
+    assert [json.loads(one["message"]["content"]) in ("a parcel", "a letter") for one in choices] == [True, True]
+    assert len(asked_through(door, "Hi", logprobs=True, top_logprobs=2, max_tokens=3)["choices"][0]["logprobs"]["content"][0]["top_logprobs"]) == 2
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_who_leaves_the_door_is_answered_no_further(door: Door, stream: bool) -> None:
+    """Counted at the engine: its decoded tokens stand still."""
+    _, http = behind(door)
+    with http:
+        seen = Server(door.process, http, door.printed, 0)
+        before = seen.metric("vllm:generation_tokens_total")
+        body = chat(SECRET, max_tokens=1800, n=8, temperature=1, ignore_eos=True, stream=stream)
+        with suppress(httpx.ReadTimeout), httpx.stream("POST", f"{door.url}/v1/chat/completions", json=body, timeout=1) as answer:
+            lines = answer.iter_lines()
+            for _ in range(20):
+                next(lines)
+        until(lambda: seen.metric("vllm:num_requests_running") == 0)
+        stopped = seen.metric("vllm:generation_tokens_total")
+        assert before < stopped < before + 8 * 1800
+        time.sleep(1)
+        assert seen.metric("vllm:generation_tokens_total") == stopped
+
+
+def test_an_engine_that_was_killed_comes_back_and_a_killed_door_leaves_nothing(door: Door, models: Models) -> None:
+    """The last question to this door."""
+    api, http = behind(door)
+    http.close()
+    (engine,) = [one for one in api.children() if "EngineCore" in " ".join(one.cmdline())]
+    engine.kill()
+    until(lambda: door.ask("/ready", None)[0] == 503)
+    door.until_ready(300)
+    assert asked_through(door, PROMPTS[1])["choices"][0]["message"]["content"] == models.texts[""][1]
+    family = door.family()
+    assert len(family) >= 4
+    door.process.kill()
+    door.process.wait()
+    until(lambda: not [one for one in family if one.is_running() and one.status() != psutil.STATUS_ZOMBIE])
