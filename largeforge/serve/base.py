@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import json
+import logging
 import secrets
 import signal
 import socket
@@ -209,6 +210,11 @@ class _Uvicorn(uvicorn.Server):
         yield
 
 
+def _about_the_server(record: logging.LogRecord) -> bool:
+    """Whether a line of uvicorn's is: what clients send wrong would fill the terminal, with a traceback for each text that is no UTF-8."""
+    return record.levelno >= logging.ERROR and not str(record.msg).startswith("Invalid UTF-8")
+
+
 class Listening:
     """The door on its sockets: HTTP, WebSocket, gRPC."""
 
@@ -246,6 +252,7 @@ class Listening:
             ssl_certfile=self.tls[0] if self.tls else None,
             ssl_keyfile=self.tls[1] if self.tls else None,
         )
+        logging.getLogger("uvicorn.error").addFilter(_about_the_server)
         config.load()
         if config.ssl is not None:
             config.ssl.minimum_version = ssl.TLSVersion.TLSv1_2

@@ -20,6 +20,7 @@ CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
 MOST_CHOICES = 16  # n, and prompts of one completion: each takes a place in the batch
 MOST_STOPS = 4  # as OpenAI has it
 LONGEST_STOP = 1000
+DEEPEST = 250  # levels of objects and lists in a body; orjson reads 1,024 and writes 254
 DONE = b"data: [DONE]\n\n"
 
 
@@ -140,15 +141,25 @@ def parse(path: str, body: bytes) -> tuple[Request, dict[str, Any]]:
         raise BadRequest(f"The body is no valid JSON: {str(fault)[:200]}") from fault
     if not isinstance(found, dict):
         raise BadRequest("The body must be a JSON object.")
+    if body.count(b"{") + body.count(b"[") > DEEPEST and _deeper(found, DEEPEST):
+        raise BadRequest(f"The body is nested too deeply: {DEEPEST} levels may be.")
     kind = KINDS[path]
     try:
         request = kind.model_validate(found)
     except ValidationError as fault:
         raise _refusal(fault, kind) from fault
-    except RecursionError as fault:
-        raise BadRequest("The body is nested too deeply.") from fault
     _check(request)
     return request, found
+
+
+def _deeper(found: Any, levels: int) -> bool:
+    """Whether lists and objects stand in each other deeper than so many levels."""
+    level = [found]
+    for _ in range(levels + 1):
+        level = [inner for one in level if isinstance(one, (dict, list)) for inner in (one.values() if isinstance(one, dict) else one)]
+        if not level:
+            return False
+    return True
 
 
 def _refusal(fault: ValidationError, kind: type[BaseModel]) -> BadRequest:

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import json
-import time
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
@@ -29,13 +26,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 
 def test_a_head_that_does_not_end(server: Server) -> None:
-    """Proves SYS-SEC-005: neither bytes nor seconds of a request's head are without limit at the door that a user starts."""
-    with raw.connect(server.url) as large, raw.connect(server.url) as slow:
-        slow.sendall(b"GET /ready HTTP/1.1\r\nHost: x\r\nX-")
-        begin = time.monotonic()
-        raw.send(large, b"GET /ready HTTP/1.1\r\n" + b"X-Filler: y\r\n" * 100_000)
-        found = raw.read(large)
-        assert (found.status, (found.error or {}).get("code")) == (431, "head_too_large")
-        found = raw.read(slow)
-        assert (found.status, (found.error or {}).get("code")) == (408, "head_too_slow") and time.monotonic() - begin < 25
+    """Proves SYS-SEC-005: a request's head has a limit at the door that a user starts; of seconds too: test_fuzz."""
+    found = raw.ask(server.url, b"GET /ready HTTP/1.1\r\n" + b"X-Filler: y\r\n" * 100_000)
+    assert (found.status, (found.error or {}).get("code")) == (431, "head_too_large")
     assert server.ask("/v1/chat/completions", say("a"))[0] == 200

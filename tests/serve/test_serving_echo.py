@@ -94,6 +94,7 @@ def test_defaults_are_the_specification_s(server: Server) -> None:
         (b"\xff\xfe", 400, None, "no valid JSON"),
         (b"[1]", 400, None, "JSON object"),
         (b"[" * 5000, 400, None, "no valid JSON"),
+        (say("a", metadata=json.loads("[" * 300 + "]" * 300)), 400, None, "nested too deeply"),
         ({"model": "echo"}, 400, "messages", "you must provide a messages parameter"),
         (say("a", model="gpt-4"), 404, "model", "The model 'gpt-4' does not exist"),
         (say("a", foo=1), 400, "foo", "Unrecognized request argument supplied: foo"),
