@@ -26,6 +26,7 @@ from transformers.generation.continuous_batching.requests import TMP_TOKEN_ID, R
 
 from largeforge.chat import Load
 from largeforge.engine.choosing import Choosing, Logprob
+from largeforge.engine.lookup import MOST, Lookup
 from largeforge.engine.paged_attention import NAME, PagedAttention, Piece, can_page
 from largeforge.errors import DoesNotFit
 
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 
 PAGE_TOKENS = 32  # of a block of keys and values: a request holds whole blocks
 USUAL_TOKENS = 1024  # room that is made for each request; where all are longer, the last to come are read again later
+FEW = 4  # requests under way, up to which guessing ahead pays: more of them fill a step by themselves
 log = logging.getLogger(__name__)
 
 
@@ -62,6 +64,8 @@ class _Saying:
     streaming: bool
     loop: asyncio.AbstractEventLoop
     found: asyncio.Queue[Said | Exception] = field(default_factory=asyncio.Queue)
+    lookup: Lookup | None = None
+    guess: list[int] = field(default_factory=list)
     num_told: int = 0
     fault: Exception | None = None
 
@@ -85,6 +89,7 @@ class ContinuousBatching:
         batch_tokens: of one forward pass at most: long prompts are read in pieces, so that others go on answering.
         computing: a context that every forward pass runs in.
         mixing: adapters that requests of one batch choose among; None is none.
+        speculating: whether greedy answers are guessed ahead by prompt lookup, and verified, while few are answered.
     """
 
     def __init__(
@@ -98,6 +103,7 @@ class ContinuousBatching:
         batch_tokens: int,
         computing: Callable[[], AbstractContextManager[Any]],
         mixing: Mixing | None = None,
+        speculating: bool = False,
     ) -> None:
         self.computing = computing
         self.mixing = mixing
@@ -105,7 +111,11 @@ class ContinuousBatching:
         self.decoded_tokens = 0
         """Tokens of answers computed so far, those of askers who have just left included."""
         self._numbers = itertools.count()
-        self._tokens: list[int] = []  # of this step, one for each request that has a new one
+        self.guessed_tokens = self.right_tokens = 0
+        """Tokens guessed ahead so far, and those that were right."""
+        self._speculating = speculating
+        self._guessing: dict[str, Any] = {}  # requests whose next step verifies a guess
+        self._tokens: list[list[int]] = []  # of this step, for each request that has new ones
         fitting = cache_bytes // bytes_per_token // PAGE_TOKENS
         wanted = max(in_flight * USUAL_TOKENS, context or 0) // PAGE_TOKENS + in_flight
         self.capacity = min(fitting, wanted) * PAGE_TOKENS
@@ -147,6 +157,8 @@ class ContinuousBatching:
         self._hook(manager, processor, fast=fast)
         if self.mixing is not None:
             self.mixing.begin()
+        # a guess that is wrong would have to be taken back out of a ring; and a step must have room for all of them
+        self._speculating = self._speculating and fast and list(processor.cache.cache_allocators) == ["full_attention"] and batch_tokens > FEW * (MOST + 1)
         manager.background_thread_status.clear()
         # as manager.start does, but a daemon: an engine that nobody closed must not keep the process from ending
         manager._generation_thread = threading.Thread(target=manager._run_generation_loop, name="largeforge-batching", daemon=True)
@@ -218,7 +230,8 @@ class ContinuousBatching:
             pieces.append(Piece(past, length, tuple(table[name] for table in tables)))
             state.position_offset += length
             if one.has_new_token:
-                last.append(len(ids) - 1)
+                # of a prompt the last place alone is read; of an answer every one: what was guessed is looked at token by token
+                last.extend(range(len(ids) - length if state.generated_tokens else len(ids) - 1, len(ids)))
                 state.tokens_to_process = [TMP_TOKEN_ID]
         io.requests_in_batch, io.num_request_in_batch = requests_in_batch, len(requests_in_batch)
         self._step = {
@@ -231,50 +244,86 @@ class ContinuousBatching:
         }
 
     def _sample(self, batch: list[Any], scores_1NV: Tensor) -> None:
-        """Choose a token for each request that reads its last position."""
+        """Choose a token for each request that reads its last position; of guessed ones those that are what it would have chosen."""
         logits_NV = scores_1NV[0]
-        tokens: list[int] = logits_NV.argmax(-1).tolist()
-        for place, one in enumerate(one for one in batch if one.has_new_token):
+        likeliest: list[int] = logits_NV.argmax(-1).tolist()
+        self._tokens = []
+        at = 0
+        for one in batch:
+            if not one.has_new_token:
+                continue
             saying = self.saying.get(one.state.request_id)
-            if saying is not None and not saying.choosing.plain:
+            tokens = [likeliest[at]]
+            width = _width(one) if self._paged is not None else 1
+            if width > 1 and saying is not None:
+                guess = saying.guess
+                while len(tokens) < width and guess[len(tokens) - 1] == tokens[-1]:
+                    tokens.append(likeliest[at + len(tokens)])
+            elif saying is not None and not saying.choosing.plain:
                 try:
-                    tokens[place] = saying.choosing.choose(logits_NV[place])
+                    tokens = [saying.choosing.choose(logits_NV[at])]
                 except Exception as fault:  # what is wrong with one answer is not the others' business
                     saying.fault = fault
-        self._tokens = tokens
+            self._tokens.append(tokens)
+            at += width
 
     def _go_on(self) -> None:
         """Add the step's tokens to their answers, end those that are over, and tell who asked: once per step and event loop."""
         processor = self._processor
         cache, scheduler = processor.cache, processor.scheduler
         told: dict[asyncio.AbstractEventLoop, list[tuple[_Saying, Said | Exception]]] = {}
-        place = 0
+        few = self._speculating and len(scheduler.active_requests) <= FEW
+        step = iter(self._tokens)
+        guessing, self._guessing = self._guessing, {}
         for one in processor.inputs_and_outputs.requests_in_batch:
             state = one.state
+            guessing.pop(state.request_id, None)
             if not one.has_new_token:  # a prompt that is read in pieces
                 cache.mark_complete_blocks(state, one.complete_blocks)
                 continue
-            token = self._tokens[place]
-            place += 1
-            self.decoded_tokens += 1
-            state.generated_tokens.append(token)
-            state.tokens_to_process = [token]
+            tokens = next(step)
+            self.decoded_tokens += len(tokens)
+            if state.generated_tokens and one.query_length > 1:  # what was guessed wrong is written over by what comes
+                state.position_offset -= one.query_length
+                one.complete_blocks = cache.count_new_complete_blocks(state, len(tokens))
+                state.position_offset += len(tokens)
+            state.generated_tokens.extend(tokens)
+            state.tokens_to_process = tokens[-1:]
             cache.mark_complete_blocks(state, one.complete_blocks)
             saying = self.saying.get(state.request_id)
             if saying is None:  # who asked has left: cancelled before the next step
                 continue
             try:
-                goes_on = saying.fault is None and saying.choosing.take(token)
+                goes_on = saying.fault is None and all(map(saying.choosing.take, tokens))
             except Exception as fault:
                 saying.fault, goes_on = fault, False
             if not goes_on:
                 state.status = RequestStatus.FINISHED
                 scheduler.finish_request(state.request_id)
                 scheduler.block_new_requests = False
+            elif saying.lookup is not None:
+                self._guess(state, saying, tokens, few=few)
             if saying.streaming or not goes_on:
                 told.setdefault(saying.loop, []).append((saying, saying.news()))
+        for name, state in guessing.items():  # there was no room for them: they go on by one token, whoever else comes
+            state.tokens_to_process = state.tokens_to_process[:1]
+            if name in self.saying:
+                self.saying[name].guess = []
         for loop, news in told.items():
             _tell(loop, news)
+
+    def _guess(self, state: Any, saying: _Saying, tokens: list[int], *, few: bool) -> None:
+        """Let a request's next step verify what may come after its next token."""
+        lookup, choosing = saying.lookup, saying.choosing
+        assert lookup is not None
+        if saying.guess:
+            self.guessed_tokens += len(saying.guess)
+            self.right_tokens += len(tokens) - 1
+        lookup.extend(tokens, len(saying.guess))
+        saying.guess = lookup.guess(choosing.drawing.max_tokens - len(choosing.answer) - 1) if few else []
+        if saying.guess:
+            state.tokens_to_process = [*tokens[-1:], *saying.guess]
+            self._guessing[state.request_id] = state
 
     def _fail(self, request_id: str, message: str) -> None:
         """Tell who asked that no answer comes; also from `stop`."""
@@ -298,7 +347,8 @@ class ContinuousBatching:
             RuntimeError: the loop failed, with what it says.
         """
         name = f"{next(self._numbers)}@{adapter}"
-        saying = self.saying[name] = _Saying(choosing, streaming, asyncio.get_running_loop())
+        lookup = Lookup(prompt) if self._speculating and choosing.plain else None
+        saying = self.saying[name] = _Saying(choosing, streaming, asyncio.get_running_loop(), lookup=lookup)
         done = False
         try:
             status = self._manager.background_thread_status
@@ -366,6 +416,11 @@ def memory_bytes(device: torch.device) -> int:
 def _adapter_of(request_id: str) -> int:
     """The adapter of a request, told by its name: that stays when who asked has left."""
     return int(request_id.rpartition("@")[2])
+
+
+def _width(one: Any) -> int:
+    """Places of a request that are read in a step: those of guessed tokens too, of a prompt the last alone."""
+    return int(one.query_length) if one.state.generated_tokens else 1
 
 
 def _tell(loop: asyncio.AbstractEventLoop, news: list[tuple[_Saying, Said | Exception]]) -> None:

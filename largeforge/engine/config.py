@@ -32,6 +32,9 @@ class HFConfig(EngineConfig):
     threads: Literal["auto"] | PositiveInt = Field(
         description="Threads that compute where the engine serves; auto leaves one core to the server. Elsewhere torch's own number stays."
     )
+    speculation: Literal["none", "prompt_lookup"] = Field(
+        description="prompt_lookup guesses tokens of greedy answers from what was said before, and verifies them, while few requests are answered."
+    )
     adapters: dict[str, str] = Field(description="LoRA adapters that answer beside the model, by name: folder of a peft adapter or of a run.")
 
 

@@ -186,6 +186,7 @@ class HF:
                         batch_tokens=self.config.max_batch_tokens,
                         computing=lambda: torch.autocast(network.device.type, dtype=half) if half is not None else nullcontext(),
                         mixing=Mixing(network, [self.own, *self.adapters]) if self.adapters else None,
+                        speculating=self.config.speculation == "prompt_lookup",
                     )
                 except (ValueError, NotImplementedError, AttributeError) as fault:  # attention of a kind that transformers cannot page
                     raise ShutOut(f"{self.name} cannot answer many requests at once: {fault}", reason="refused", next_step="another model") from fault
