@@ -37,7 +37,7 @@ def test_a_body_comes_inwards_in_one_piece(body: tuple[bytes, ...]) -> None:
     [((None,), {"Content-Length": "11"}), ((None,), {"Content-Length": "9" * 5000}), ((b"12345678901",), {}), ((b"123456", b"7", b"8901", None), {})],
 )
 def test_too_large(body: tuple[bytes | None, ...], headers: dict[str, str]) -> None:
-    """Proves SYS-SEC-005: what announces too much is refused unread, what turns out to be too much is cut off; the app inside sees neither."""
+    """What announces too much is refused unread, what turns out to be too much is cut off; the app inside sees neither."""
     seen = []
 
     async def never(scope: Scope, receive: Receive, send: Send) -> None:
