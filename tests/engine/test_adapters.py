@@ -21,6 +21,7 @@ from largeforge.engine.batching import ContinuousBatching
 from largeforge.errors import EngineError, InputError
 from tests.engine.conftest import ask, by_generate, engine
 from tests.engine.test_hf import REQUESTS
+from tests.tiny_models import part
 
 NAMES = ("math", "law", "poems")
 
@@ -188,3 +189,31 @@ def test_an_adapter_of_another_base(nano: LoadedModel, adapters: dict[str, str],
         serving(ours, {"math": str(tmp_path / "run")})
     same = dataclasses.replace(nano, source=dataclasses.replace(nano.source, sha256="a" * 64))
     assert serving(same, {"math": str(tmp_path / "run")}).adapters == ("math",)
+
+
+@pytest.mark.parametrize("quant", ["nf4", "int8"])
+def test_beside_quantized_weights(nano_cache: Path, tmp_path: Path, quant: str) -> None:
+    """The base in 4 or 8 bits: bitsandbytes' own LoRA layers are mixed alike."""
+    from peft import PeftModel
+
+    plain: LoadedModel = part("model", "nano").load(trainable=False, precision="fp32")
+    adapters = {name: saved(plain, tmp_path / name, seed, init_lora_weights=True) for seed, name in enumerate(NAMES[:2])}
+
+    def quantized() -> LoadedModel:
+        found: LoadedModel = part("model", "nano").load(trainable=False, precision="fp32", quant=part("quant", quant))
+        return found
+
+    requests = [asked_of(("", *NAMES[:2])[number % 3], f"river {number}", max_tokens=8) for number in range(6)]
+    talking = engine(quantized(), batch_size=8, adapters=adapters)
+    found = list(every_answer(talking, requests, in_flight=8))
+    assert {type(module).__name__ for module in talking.network.modules() if hasattr(module, "lora_A")} <= {"Linear4bit", "Linear8bitLt"}
+    for adapter in ("", *NAMES[:2]):
+        model = quantized()
+        if adapter:
+            network: Any = PeftModel.from_pretrained(model.network, adapters[adapter])
+            model = dataclasses.replace(model, network=network)
+        alone_engine = engine(model, batch_size=8)
+        mine = [place for place, request in enumerate(requests) if request.adapter == adapter]
+        assert [found[place] for place in mine] == list(
+            every_answer(alone_engine, [dataclasses.replace(requests[place], adapter="") for place in mine], in_flight=8)
+        )
