@@ -28,7 +28,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Sequence
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -85,23 +85,31 @@ class _Socket:
         self._turn = asyncio.Lock()  # first come first served among requests that have something to say to a slow reader
 
     async def run(self, receive: Receive) -> None:
-        """Read until the client leaves; then nothing of this socket runs any more."""
+        """Read until the client leaves; then nothing of this socket runs any more.
+
+        Each message is a task, so that we go on listening, and see the client leave, while an answer waits to be read. Their number is bounded:
+        who sends without reading is not read either in the end.
+        """
+        tasks: set[asyncio.Task[None]] = set()
         try:
             while (message := await receive())["type"] == "websocket.receive":
-                await self._read(message.get("text"))
-        except OSError:
-            pass  # gone while we answered a message: uvicorn's ClientDisconnected
+                task = asyncio.get_running_loop().create_task(self._read(message.get("text")))
+                tasks.add(task)
+                task.add_done_callback(tasks.discard)
+                if len(tasks) >= 2 * self._server.max_requests:
+                    await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         finally:
-            tasks = list(self._running.values())
-            for task in tasks:
+            left = list(tasks)
+            for task in left:
                 task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+            await asyncio.gather(*left, return_exceptions=True)
 
     async def tell(self, message: dict[str, Any]) -> None:
-        """Send one message; waits while the client does not read. Raises OSError where it is gone."""
+        """Send one message; waits while the client does not read. Nothing happens where it is gone: the reader ends everything then."""
         text = orjson.dumps(message).decode()
         async with self._turn:
-            await self._send({"type": "websocket.send", "text": text})
+            with suppress(OSError):  # uvicorn's ClientDisconnected
+                await self._send({"type": "websocket.send", "text": text})
 
     async def refuse(self, message: str, *, status: int, id: str | None = None, kind: str = "invalid_request_error", code: str | None = None) -> None:
         """Send an error that no call from inside said."""
@@ -141,11 +149,13 @@ class _Socket:
         if len(self._running) >= self._server.max_requests:
             message = f"{self._server.max_requests} requests run on this socket already."
             return await self.refuse(message, status=429, id=id, kind="rate_limit_error", code="socket_full")
-        self._running[id] = asyncio.get_running_loop().create_task(self._answer(id, kind, request))
-        await asyncio.sleep(0)  # a task that is cancelled before it began would never say so
+        await self._answer(id, kind, request)
 
     async def _answer(self, id: str, kind: str, request: dict[str, Any]) -> None:
         """Run one request to its last message; it counts as running until that is sent, so that who does not read cannot ask without end."""
+        task = asyncio.current_task()
+        assert task is not None
+        self._running[id] = task
         self._server.num_running += 1
         try:
             try:
@@ -156,15 +166,11 @@ class _Socket:
                 last = {"id": id, "type": "error", "status": 499, **error_body("The request was cancelled.", kind="cancelled", code="cancelled")}
             except CutShort:
                 last = {"id": id, "type": "error", "status": 502, **error_body("The answer ended before it was whole.", kind="server_error", code="cut_short")}
-            except OSError:
-                return  # the socket is gone; its reader ends the others
             except Exception:
                 LOG.exception("A request over WebSocket failed")
                 last = {"id": id, "type": "error", "status": 500, **error_body("The server failed to answer this request.", kind="server_error")}
             self._ending.add(id)
             await self.tell(last)
-        except OSError:
-            pass
         finally:
             self._server.num_running -= 1
             self._running.pop(id, None)
