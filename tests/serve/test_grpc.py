@@ -86,6 +86,8 @@ async def fails(rpc: Any, code: Any) -> tuple[Any, dict[str, Any]]:
 
 
 def test_whole_answers() -> None:
+    """Proves SYS-I-005."""
+
     async def story(stand: Stand) -> None:
         answer = await stand.stub.Generate(pb.GenerateRequest(model="words", prompt="hi", n=2, logprobs=1))
         assert [choice.text for choice in answer.choices] == [TEXT, TEXT] and answer.choices[1].index == 1
