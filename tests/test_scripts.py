@@ -112,9 +112,9 @@ def test_no_python_that_will_do(newcomer: Newcomer) -> None:
 @pytest.mark.parametrize(
     ("arguments", "asked"),
     [
-        ([], "-m pytest -m not slow and not vllm"),
-        (["--long"], "-m pytest -m not vllm"),
-        (["-k", "two words", "tests/test_scripts.py"], "-m pytest -m not slow and not vllm -k two words tests/test_scripts.py"),
+        ([], "-m pytest -m not slow and not vllm and not clients"),
+        (["--long"], "-m pytest -m not vllm and not clients"),
+        (["-k", "two words", "tests/test_scripts.py"], "-m pytest -m not slow and not vllm and not clients -k two words tests/test_scripts.py"),
     ],
 )
 def test_what_the_suite_is_given(newcomer: Newcomer, arguments: list[str], asked: str) -> None:
@@ -129,6 +129,12 @@ def test_what_asks_a_vllm_is_run_by_itself(newcomer: Newcomer) -> None:
     assert newcomer.asked("") == ["-m scripts.environments vllm", "-m pytest -m vllm -x"]
     assert newcomer.calls("test", "vllm", breaking="scripts.environments").returncode == 1
     assert not newcomer.asked("pytest")
+
+
+def test_other_people_s_clients_are_run_by_themselves(newcomer: Newcomer) -> None:
+    newcomer.calls("install")
+    assert newcomer.calls("test", "clients", "-x").returncode == 0
+    assert newcomer.asked("") == ["-m scripts.environments clients", "-m scripts.environments node", "-m pytest -m clients -x"]
 
 
 def test_coverage_counts_and_a_failed_suite_stays_failed(newcomer: Newcomer) -> None:

@@ -63,8 +63,6 @@ def asked_of(request: Request, *, defaults: Defaults, adapters: Sequence[str]) -
         value = getattr(request, name, None)
         if value is not None and value not in harmless:
             raise BadRequest(f"'{name}' is not supported by this engine.", param=name, code="unsupported_parameter")
-    if request.stream_options is not None and request.stream_options.continuous_usage_stats:
-        raise BadRequest("'stream_options.continuous_usage_stats' is not supported by this engine.", param="stream_options", code="unsupported_parameter")
     chat = isinstance(request, ChatCompletionRequest)
     most = request.max_tokens
     if isinstance(request, ChatCompletionRequest):

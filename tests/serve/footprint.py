@@ -5,8 +5,6 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 
-import psutil
-
 from tests.serve.servers import Server
 
 MIB = 2**20

@@ -64,11 +64,47 @@ def noise(rng: random.Random, most: int = 300) -> bytes:
 # ---- bodies ----
 
 VALUES: list[str] = [
-    "null", "true", "false", "0", "-1", "1", "1.5", "-0.0", "1e400", "-1e400", "1e-400", "9" * 400, "-" + "9" * 30, "9223372036854775808", "18446744073709551616",
-    '""', '"x"', '"5"', '"\\u0000"', '"\\ud83d\\ude00"', "[]", "{}", "[[]]", "[{}]", "[null]", '{"a":1}', '["x",1]', "[1.5]", "[true]", '[[1,"x"]]', "[-1]", "[99999999999]",
-    '{"type":"json_schema"}', '{"type":"json_schema","json_schema":{"schema":{"$ref":"#"}}}', '[{"role":"user"}]', '[{"role":"user","content":[{"type":"text"}]}]',
-    '[{"role":"user","content":[{"type":"text","text":"\\u0000"}]}]', '[{"role":"tool","content":"x","tool_call_id":"1"}]', '{"include_usage":1}', '{"include_usage":true}',
-]  # fmt: skip
+    "null",
+    "true",
+    "false",
+    "0",
+    "-1",
+    "1",
+    "1.5",
+    "-0.0",
+    "1e400",
+    "-1e400",
+    "1e-400",
+    "9" * 400,
+    "-" + "9" * 30,
+    "9223372036854775808",
+    "18446744073709551616",
+    '""',
+    '"x"',
+    '"5"',
+    '"\\u0000"',
+    '"\\ud83d\\ude00"',
+    "[]",
+    "{}",
+    "[[]]",
+    "[{}]",
+    "[null]",
+    '{"a":1}',
+    '["x",1]',
+    "[1.5]",
+    "[true]",
+    '[[1,"x"]]',
+    "[-1]",
+    "[99999999999]",
+    '{"type":"json_schema"}',
+    '{"type":"json_schema","json_schema":{"schema":{"$ref":"#"}}}',
+    '[{"role":"user"}]',
+    '[{"role":"user","content":[{"type":"text"}]}]',
+    '[{"role":"user","content":[{"type":"text","text":"\\u0000"}]}]',
+    '[{"role":"tool","content":"x","tool_call_id":"1"}]',
+    '{"include_usage":1}',
+    '{"include_usage":true}',
+]
 
 
 def field(server: Server, rng: random.Random) -> str:
@@ -147,8 +183,16 @@ def long_strings(server: Server, rng: random.Random) -> str:
     path = raw.COMPLETIONS
     many = rng.choice([1000, 100_000, 1_000_000])
     body = body_of(path) | rng.choice(
-        [{"model": "x" * many}, {"stop": "y" * many}, {"stop": ["s"] * 1000}, {"x" * many: 1}, {"prompt": ["a"] * 1000}, {"prompt": [1] * many}, {"user": 3 * "u" * many, "n": 99}]
-    )  # fmt: skip
+        [
+            {"model": "x" * many},
+            {"stop": "y" * many},
+            {"stop": ["s"] * 1000},
+            {"x" * many: 1},
+            {"prompt": ["a"] * 1000},
+            {"prompt": [1] * many},
+            {"user": 3 * "u" * many, "n": 99},
+        ]
+    )
     found = raw.ask(server.url, raw.post(path, json.dumps(body).encode()))
     return wrong(found, harmless="prompt" in body and body["prompt"] != "one two") or (
         "an error of a megabyte" if len(found.body) > 3000 and found.status >= 400 else ""
@@ -172,11 +216,25 @@ def head_garbage(server: Server, rng: random.Random) -> str:
     body = json.dumps(body_of(raw.CHAT)).encode()
     line = rng.choice(
         [
-            noise(rng), b"X: " + noise(rng), noise(rng, 20) + b": x", b": no name", b"No colon", b"X-A: " + b"a" * rng.choice([1000, 60_000, 70_000, 500_000]),
-            b"\r\n".join(b"X-%d: y" % number for number in range(rng.choice([10, 1000, 20_000]))), b"Host: y", b" folded: line", b"X: \x00", b"X:\x7f\x01",
-            b"Content-Type: text/plain", b"Content-Encoding: gzip", b"Expect: 200-nothing", b"Connection: close, upgrade", b"Upgrade: h2c", b"Upgrade: websocket",
+            noise(rng),
+            b"X: " + noise(rng),
+            noise(rng, 20) + b": x",
+            b": no name",
+            b"No colon",
+            b"X-A: " + b"a" * rng.choice([1000, 60_000, 70_000, 500_000]),
+            b"\r\n".join(b"X-%d: y" % number for number in range(rng.choice([10, 1000, 20_000]))),
+            b"Host: y",
+            b" folded: line",
+            b"X: \x00",
+            b"X:\x7f\x01",
+            b"Content-Type: text/plain",
+            b"Content-Encoding: gzip",
+            b"Expect: 200-nothing",
+            b"Connection: close, upgrade",
+            b"Upgrade: h2c",
+            b"Upgrade: websocket",
         ]
-    )  # fmt: skip
+    )
     return wrong(raw.ask(server.url, raw.post(raw.CHAT, body, line)), harmless=True, broken=True)
 
 
@@ -216,11 +274,23 @@ def lengths(server: Server, rng: random.Random) -> str:
     head = b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
     said = rng.choice(
         [
-            b"Content-Length: -1", b"Content-Length: x", b"Content-Length: 1e3", b"Content-Length: +5", b"Content-Length: 99999999999999999999999", b"Content-Length: 0x10",
-            b"Content-Length: 5\r\nContent-Length: 6", b"Content-Length: %d\r\nTransfer-Encoding: chunked" % len(body), b"Transfer-Encoding: gzip", b"Transfer-Encoding: chunked, x",
-            b"Content-Length: %d" % (len(body) - 5), b"Content-Length: 9000000", b"Content-Length: 0", b"X: no length", b"Transfer-Encoding: chunked",
+            b"Content-Length: -1",
+            b"Content-Length: x",
+            b"Content-Length: 1e3",
+            b"Content-Length: +5",
+            b"Content-Length: 99999999999999999999999",
+            b"Content-Length: 0x10",
+            b"Content-Length: 5\r\nContent-Length: 6",
+            b"Content-Length: %d\r\nTransfer-Encoding: chunked" % len(body),
+            b"Transfer-Encoding: gzip",
+            b"Transfer-Encoding: chunked, x",
+            b"Content-Length: %d" % (len(body) - 5),
+            b"Content-Length: 9000000",
+            b"Content-Length: 0",
+            b"X: no length",
+            b"Transfer-Encoding: chunked",
         ]
-    )  # fmt: skip
+    )
     if b"chunked" in said:
         body = rng.choice(
             [
@@ -397,14 +467,49 @@ def socket_garbage(server: Server, rng: random.Random) -> str:
         many = rng.choice([1, 20])
         said = rng.choice(
             [
-                noise(rng), frame(noise(rng)), frame(noise(rng), code=2), frame(asked, masked=False), frame(asked, reserved=rng.randrange(1, 8)), frame(asked, code=rng.randrange(3, 8)),
-                frame(b"x" * 200, code=9), frame(b"x", code=9, final=False), frame(b"", code=0), frame(asked, final=False), frame(b"", length=2**62), frame(b"", length=20 * 2**20),
-                frame(b"\xff\xff"), frame(b"", code=8), frame(b"\x00", code=8), frame(struct.pack("!H", rng.randrange(65536)) + b"\xff", code=8), frame(b"[" * 3000),
-                frame(json.dumps(rng.choice([1, [], None, {}, {"id": 1}, {"id": "a"}, {"type": "ping", "id": []}, {"id": "a" * 500, "type": "completions", "request": {}}])).encode()) * many,
-                frame(json.dumps({"id": "a", "type": rng.choice(["chat.completions", "completions", "cancel", "x", None]), "request": rng.choice([{}, [], None, {"model": 1}, {"stream": "x"}])}).encode()) * many,
-                frame(asked) * many, frame(json.dumps({"id": "a", "type": "completions", "request": {"model": "echo", "prompt": "x", "max_tokens": 50_000, "ignore_eos": True}}).encode()),
+                noise(rng),
+                frame(noise(rng)),
+                frame(noise(rng), code=2),
+                frame(asked, masked=False),
+                frame(asked, reserved=rng.randrange(1, 8)),
+                frame(asked, code=rng.randrange(3, 8)),
+                frame(b"x" * 200, code=9),
+                frame(b"x", code=9, final=False),
+                frame(b"", code=0),
+                frame(asked, final=False),
+                frame(b"", length=2**62),
+                frame(b"", length=20 * 2**20),
+                frame(b"\xff\xff"),
+                frame(b"", code=8),
+                frame(b"\x00", code=8),
+                frame(struct.pack("!H", rng.randrange(65536)) + b"\xff", code=8),
+                frame(b"[" * 3000),
+                frame(
+                    json.dumps(
+                        rng.choice(
+                            [1, [], None, {}, {"id": 1}, {"id": "a"}, {"type": "ping", "id": []}, {"id": "a" * 500, "type": "completions", "request": {}}]
+                        )
+                    ).encode()
+                )
+                * many,
+                frame(
+                    json.dumps(
+                        {
+                            "id": "a",
+                            "type": rng.choice(["chat.completions", "completions", "cancel", "x", None]),
+                            "request": rng.choice([{}, [], None, {"model": 1}, {"stream": "x"}]),
+                        }
+                    ).encode()
+                )
+                * many,
+                frame(asked) * many,
+                frame(
+                    json.dumps(
+                        {"id": "a", "type": "completions", "request": {"model": "echo", "prompt": "x", "max_tokens": 50_000, "ignore_eos": True}}
+                    ).encode()
+                ),
             ]
-        )  # fmt: skip
+        )
         raw.send(one, said)
         if rng.random() < 0.5:
             one.settimeout(0.05)

@@ -66,6 +66,10 @@ class Server:
         except ValueError:
             return status, text.decode()
 
+    def requests(self, path: str) -> int:
+        """How many requests of a path stand in its log."""
+        return (self.folder / "log.jsonl").read_text(encoding="utf-8").count(f'"path": "{path}"')
+
     def family(self) -> list[psutil.Process]:
         """Every process of it, the door first."""
         door = psutil.Process(self.process.pid)

@@ -66,7 +66,9 @@ def test_a_stream(server: Server) -> None:
     assert [piece["choices"][0]["finish_reason"] for piece in pieces] == [None] * (len(pieces) - 1) + ["stop"]
     assert pieces[0]["choices"][0]["delta"]["role"] == "assistant"
     assert not any("usage" in piece for piece in pieces)
-    *pieces, last, done = events(server, "/v1/chat/completions", say("one two", stream=True, stream_options={"include_usage": True}))
+    *pieces, last, done = events(
+        server, "/v1/chat/completions", say("one two", stream=True, stream_options={"include_usage": True, "continuous_usage_stats": True})
+    )
     assert done == "[DONE]" and last["choices"] == [] and last["usage"]["completion_tokens"] == 3
 
 
