@@ -16,7 +16,7 @@ from concurrent.futures import Future, wait
 from contextlib import aclosing, contextmanager
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
 
-from largeforge.chat import Answer, ChatRequest, Delta, Failure
+from largeforge.chat import Answer, ChatRequest, Delta, Failure, TokenLogprob
 from largeforge.errors import EngineError
 
 if TYPE_CHECKING:
@@ -209,11 +209,13 @@ async def whole(engine: Engine, request: ChatRequest) -> Answer:
     if ask is not None:
         return cast(Answer, await ask(request))
     pieces: list[str] = []
+    logprobs: list[TokenLogprob] = []
     async with aclosing(engine.generate(request)) as deltas:
         async for delta in deltas:
             pieces.append(delta.text)
+            logprobs.extend(delta.logprobs)
             if delta.finish_reason is not None and delta.usage is not None:
-                return Answer("".join(pieces), delta.finish_reason, delta.usage)
+                return Answer("".join(pieces), delta.finish_reason, delta.usage, tuple(logprobs))
     raise EngineError(f"{engine.name} ended an answer without saying why and what it cost.", reason="malformed")
 
 

@@ -17,7 +17,6 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-import psutil
 import torch
 from torch import Tensor
 from transformers import GenerationConfig
@@ -124,6 +123,7 @@ class ContinuousBatching:
         self._attention = network.config._attn_implementation
         self._paged: PagedAttention | None = None
         self._step: dict[str, Any] = {}
+        self._no_mask = torch.zeros(1, 1, 1, 1)
         self._vocabulary = int(network.config.get_text_config().vocab_size)
         try:
             self._manager = self._start(in_flight, max(batch_tokens, in_flight))
@@ -237,7 +237,7 @@ class ContinuousBatching:
         self._step = {
             "input_ids": torch.tensor([ids]),
             "position_ids": torch.tensor([positions]),
-            "attention_mask": torch.zeros(1, 1, 1, 1),  # four dimensions: taken as one that is ready, so that none is made; and not looked at
+            "attention_mask": self._no_mask,  # four dimensions: taken as one that is ready, so that none is made; and not looked at
             "logits_indices": torch.tensor(last, dtype=torch.long),
             "paged_step": self._paged.plan(names, pieces),
             "use_cache": False,
@@ -378,7 +378,7 @@ class ContinuousBatching:
         return len(scheduler.active_requests) + len(scheduler.waiting_requests)
 
     def load(self) -> Load:
-        """How busy it is. Cheap; asked from any thread."""
+        """How busy it is, memory left out. Cheap; asked from any thread."""
         cache, scheduler = self._processor.cache, self._processor.scheduler
         pool = cache.pool
         free_bytes = pool.num_free_sectors * cache.bytes_per_sector
@@ -390,7 +390,6 @@ class ContinuousBatching:
             decoded_tokens=self.decoded_tokens,
             free_blocks=free_bytes * cache.num_blocks // (cache.num_sectors * cache.bytes_per_sector),
             total_blocks=cache.num_blocks,
-            memory_bytes=memory_bytes(self._network.device),
         )
 
     def stop(self) -> None:
@@ -404,13 +403,6 @@ class ContinuousBatching:
             self.mixing.end()
         if self._network.config._attn_implementation != self._attention:
             self._network.set_attn_implementation(self._attention)
-
-
-def memory_bytes(device: torch.device) -> int:
-    """Memory that this process holds of a device."""
-    if device.type == "cuda":
-        return torch.cuda.memory_reserved(device)
-    return int(psutil.Process().memory_info().rss)
 
 
 def _adapter_of(request_id: str) -> int:

@@ -7,6 +7,7 @@ from, and what an answer is for, is other parts' business.
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import os
 from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, aclosing, contextmanager, nullcontext
@@ -81,6 +82,7 @@ class HF:
         self._grammars: Grammars | None = None
         self._batching: ContinuousBatching | None = None
         self._running = ExitStack()
+        self._decoded_tokens = 0  # of batches that were closed
 
     # ---- many askers: continuous batches ----
 
@@ -116,15 +118,28 @@ class HF:
         return self._answer(request, prompt, said.tokens, said.logprobs, said.reason)
 
     def load(self) -> Load:
-        """How busy continuous batches are; all zero while none run. Cheap; may be asked from any thread."""
+        """How busy continuous batches are; no blocks while none run. Cheap; may be asked from any thread."""
         batching = self._batching
-        return batching.load() if batching is not None else Load()
+        if batching is None:
+            return Load(decoded_tokens=self._decoded_tokens, memory_bytes=memory_bytes(self.network.device))
+        found = batching.load()
+        return dataclasses.replace(found, decoded_tokens=self._decoded_tokens + found.decoded_tokens, memory_bytes=memory_bytes(self.network.device))
+
+    def start(self) -> None:
+        """Bring the network to its device and have continuous batches run, so that the first who asks need not wait for it.
+
+        Raises:
+            DoesNotFit: no room for keys and values.
+            EngineError: a network that cannot answer many at once.
+        """
+        self._batched()
 
     async def close(self) -> None:
         """Stop batching and give its memory back; whoever asks next starts it again."""
         batching, self._batching = self._batching, None
         if batching is not None:
             await asyncio.to_thread(batching.stop)
+            self._decoded_tokens += batching.decoded_tokens
             self._running.close()
 
     async def _ask(self, request: ChatRequest, *, streaming: bool) -> tuple[list[int], AsyncGenerator[Said, None]]:
@@ -371,6 +386,11 @@ def is_untrained(network: torch.nn.Module, adapter: str | None) -> bool:
     """True for an adapter that adds nothing yet, as before the first step: its B matrices are all zero, and it can be left out."""
     ups = [parameter for name, parameter in network.named_parameters() if "lora_B" in name and f".{adapter}." in name]
     return bool(ups) and not any(parameter.any() for parameter in ups)
+
+
+def memory_bytes(device: torch.device) -> int:
+    """Memory that this process holds of a device."""
+    return torch.cuda.memory_reserved(device) if device.type == "cuda" else int(psutil.Process().memory_info().rss)
 
 
 def _reason(reason: str | None) -> FinishReason:

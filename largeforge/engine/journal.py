@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from largeforge.chat import Answer, ChatRequest, Usage
+from largeforge.chat import Answer, ChatRequest, TokenLogprob, Usage
 from largeforge.errors import InputError
 
 HEAD = {"kind": "answers", "schema_version": 1}
@@ -88,6 +88,7 @@ class Journal:
                 "finish_reason": answer.finish_reason,
                 "prompt_tokens": usage.prompt_tokens,
                 "completion_tokens": usage.completion_tokens,
+                **({"logprobs": [asdict(one) for one in answer.logprobs]} if answer.logprobs else {}),
             }
         )
 
@@ -154,4 +155,5 @@ class Journal:
 
 
 def _answer(found: dict[str, Any]) -> Answer:
-    return Answer(found["text"], found["finish_reason"], Usage(found["prompt_tokens"], found["completion_tokens"]))
+    logprobs = tuple(TokenLogprob(one["token"], one["logprob"], tuple((token, logprob) for token, logprob in one["top"])) for one in found.get("logprobs", ()))
+    return Answer(found["text"], found["finish_reason"], Usage(found["prompt_tokens"], found["completion_tokens"]), logprobs)

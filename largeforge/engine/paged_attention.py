@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 NAME = "largeforge_paged"
 TALL = 0.7  # requests share a class where the shortest has this share of the longest's blocks ...
+ROOM_BYTES = 4 * 2**20  # keys and values that a CPU's thread gathers at once: what is still in its cache is read at twice the speed
 SHORT_BLOCKS = 4  # ... or few blocks at all: a class more costs more than the padding
 REFUSED = ("s_aux", "softcap", "position_bias")  # what some networks hand to attention and this one does not compute
 
@@ -70,13 +71,14 @@ class Plan:
         return self
 
 
-def plan(allocator: Any, names: Sequence[str], pieces: Sequence[Piece]) -> Plan:
+def plan(allocator: Any, names: Sequence[str], pieces: Sequence[Piece], *, room: int = 2**31) -> Plan:
     """Lay out a step for one kind of attention.
 
     Args:
         allocator: transformers' allocator of that kind's blocks.
         names: the requests', as the allocator knows them.
         pieces: in the order of the step's tokens.
+        room: blocks that are gathered at once at most, but for a single request.
     """
     window = getattr(allocator, "sliding_window", None)
     page, stride = allocator.tokens_per_page, allocator.block_physical_stride
@@ -102,9 +104,10 @@ def plan(allocator: Any, names: Sequence[str], pieces: Sequence[Piece]) -> Plan:
             found.append(_ring(allocator, names[number], piece, starts[number], window))
     seen = {number: _seen(pieces[number], window) for number in paged}
     whole = len(paged) == len(pieces)
-    for group in _classes(paged, {number: -(-seen[number] // page) for number in paged}, {number: pieces[number].length for number in paged}):
+    blocks = {number: -(-seen[number] // page) for number in paged}
+    for group in _classes(paged, blocks, {number: pieces[number].length for number in paged}, room=room):
         found.append(_paged(allocator, group, pieces, starts, seen, window, whole=whole and group == list(range(len(pieces)))))
-    for group in _classes(fresh, {number: pieces[number].length for number in fresh}, dict.fromkeys(fresh, 1)):
+    for group in _classes(fresh, {number: pieces[number].length for number in fresh}, dict.fromkeys(fresh, 1), room=2**31):
         found.append(_fresh(group, pieces, starts, window))
     found.sort(key=lambda one: one.before is None)  # a ring is read before anything is written
     return Plan(torch.tensor(written), found)
@@ -116,7 +119,7 @@ def _seen(piece: Piece, window: int | None) -> int:
     return total if window is None else min(total, window)
 
 
-def _classes(numbers: list[int], sizes: dict[int, int], widths: dict[int, int]) -> Iterator[list[int]]:
+def _classes(numbers: list[int], sizes: dict[int, int], widths: dict[int, int], *, room: int) -> Iterator[list[int]]:
     """Split requests into classes of about the same size, and of the same kind of width (one query, or several); each in their order."""
     left = sorted(numbers, key=lambda number: (widths[number] > 1, widths[number], sizes[number]), reverse=True)
     while left:
@@ -124,6 +127,7 @@ def _classes(numbers: list[int], sizes: dict[int, int], widths: dict[int, int]) 
         end = 1
         while (
             end < len(left)
+            and (end + 1) * sizes[first] <= room
             and (sizes[left[end]] >= TALL * sizes[first] or sizes[first] <= SHORT_BLOCKS)
             and widths[left[end]] >= TALL * widths[first]
             and (widths[first] == 1) == (widths[left[end]] == 1)
@@ -204,10 +208,12 @@ class PagedAttention:
     def __init__(self, cache: Any) -> None:
         self.cache = cache
         self._room: Tensor | None = None
+        self._fitting = {allocator.index: _fitting(allocator, torch.device(cache.device)) for allocator in cache.cache_allocators.values()}
 
     def plan(self, names: Sequence[str], pieces: Sequence[Piece]) -> PagedStep:
         """Lay out a step."""
-        return PagedStep(self, {index: plan(allocator, names, pieces) for index, allocator in enumerate(self.cache.cache_allocators.values())})
+        allocators = self.cache.cache_allocators.values()
+        return PagedStep(self, {one.index: plan(one, names, pieces, room=self._fitting[one.index]) for one in allocators})
 
     def gathered(self, pages: Tensor, allocator: Any, layer: int) -> Tensor:
         """Keys and values of some pages, keys first: (2 * N * blocks, P, K, D)."""
@@ -218,6 +224,11 @@ class PagedAttention:
         if self._room is None or self._room.numel() < needed:
             self._room = source.new_empty(needed + needed // 4)
         return torch.index_select(source, 0, pages, out=self._room[:needed].view(pages.numel(), *source.shape[1:]))
+
+
+def _fitting(allocator: Any, device: torch.device) -> int:
+    """Blocks that are gathered at once at most; a GPU is best given all there is to do."""
+    return int(ROOM_BYTES * torch.get_num_threads() // allocator.bytes_per_page) if device.type == "cpu" else 2**31
 
 
 @dataclass

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from largeforge.chat import Answer, ChatRequest, Message, Usage
+from largeforge.chat import Answer, ChatRequest, Message, TokenLogprob, Usage
 from largeforge.engine.journal import Journal, Ticket
 from largeforge.errors import InputError
 from tests.engine.conftest import ask
@@ -138,3 +138,15 @@ def test_two_at_once(tmp_path: Path) -> None:
         Journal(tmp_path / "a")
     with Journal(tmp_path / "a"):
         pass
+
+
+def test_log_probabilities_are_kept(tmp_path: Path) -> None:
+    """They were asked for and paid for; an answer without any stands there as it always did."""
+    said = Answer("a b", "stop", Usage(3, 2), (TokenLogprob("a", -0.5, (("a", -0.5), ("c", -1.5))), TokenLogprob(" b", 0.0)))
+    with Journal(tmp_path / "answers.jsonl") as journal:
+        tickets = [journal.ticket("tiny", request) for request in questions(2)]
+        journal.write(tickets[0], said)
+        journal.write(tickets[1], SAID)
+    with Journal(tmp_path / "answers.jsonl") as journal:
+        assert [journal.find(ticket) for ticket in tickets] == [said, SAID]
+    assert (tmp_path / "answers.jsonl").read_text().count("logprobs") == 1

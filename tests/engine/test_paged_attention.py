@@ -138,6 +138,8 @@ def test_classes() -> None:
     assert sorted(tokens) == [[0, 1, 3, 5], [2, 4], [6]]
     padded = sum(one.pages.numel() // 2 for one in laid.classes if one.pages is not None)
     assert padded <= 1.3 * sum(length // 4 + 1 for length in lengths)
+    narrow = plan(allocator(), [str(n) for n in range(len(pieces))], pieces, room=8)  # no more at once than stays in a CPU's cache
+    assert sorted(one.num for one in narrow.classes) == [1, 1, 1, 2, 2]
 
 
 def test_where_keys_are_written_and_read() -> None:
