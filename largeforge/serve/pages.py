@@ -148,7 +148,13 @@ class Asked:
     metrics: Callable[[], Awaitable[tuple[bytes, str]]]
 
 
-STREAM = {"text/event-stream": {"schema": {"type": "string"}, "example": 'data: {"choices":[...]}\n\ndata: [DONE]\n\n'}}
+EVENT = {
+    "type": "object",
+    "properties": {"data": {"type": "string", "description": "A chunk as JSON, an error object as JSON, or [DONE]."}},
+    "required": ["data"],
+}
+# itemSchema is OpenAPI 3.2's word for the items of a stream; readers of 3.1 pass over it
+STREAM = {"text/event-stream": {"itemSchema": EVENT, "example": 'data: {"choices":[...]}\n\ndata: [DONE]\n\n'}}
 REFUSALS: dict[int | str, dict[str, Any]] = {
     code: {"model": ErrorBody, "description": what}
     for code, what in {
