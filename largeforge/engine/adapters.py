@@ -5,6 +5,7 @@ Knows layers and tokens; which request wants which adapter is told with every st
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping, Sequence
 from functools import partial
 from itertools import groupby
@@ -118,9 +119,11 @@ class Mixing:
         self.network = network
         self.names = names
         self._places: list[tuple[str, Tensor | None]] = []
+        self._thread = 0  # that steps are computed on: whoever else computes with the network meanwhile is left alone
 
     def lay_out(self, pieces: Sequence[tuple[int, int]]) -> None:
         """Say whose the tokens of the next step are: (adapter, number of tokens), in their order."""
+        self._thread = threading.get_ident()
         if len({adapter for adapter, _ in pieces}) == 1:
             name = self.names[pieces[0][0]]
             self._places = [] if name is None else [(name, None)]
@@ -150,6 +153,9 @@ class Mixing:
             vars(module).pop("forward", None)
 
     def _forward(self, layer: Any, inputs_1TD: Tensor, *arguments: Any, **named: Any) -> Tensor:
+        if threading.get_ident() != self._thread:
+            usual: Tensor = type(layer).forward(layer, inputs_1TD, *arguments, **named)
+            return usual
         out_1TD: Tensor = layer.base_layer(inputs_1TD, *arguments, **named)
         for name, places in self._places:
             if name not in layer.lora_A:

@@ -377,6 +377,11 @@ class ContinuousBatching:
         scheduler = self._processor.scheduler
         return len(scheduler.active_requests) + len(scheduler.waiting_requests)
 
+    @property
+    def failed(self) -> bool:
+        """Whether the loop has ended by itself: everybody was told, and nobody is answered any more."""
+        return not self._manager.is_running()
+
     def load(self) -> Load:
         """How busy it is, memory left out. Cheap; asked from any thread."""
         cache, scheduler = self._processor.cache, self._processor.scheduler

@@ -181,7 +181,12 @@ class HF:
         return self._grammars.matching(request.schema)
 
     def _batched(self) -> ContinuousBatching:
-        """The batch that runs, started where none does."""
+        """The batch that runs, started where none does, or where the last one failed."""
+        if self._batching is not None and self._batching.failed:
+            self._batching.stop()
+            self._decoded_tokens += self._batching.decoded_tokens
+            self._batching = None
+            self._running.close()
         if self._batching is None:
             from largeforge.engine.batching import ContinuousBatching  # brings transformers' generation: imported when somebody asks
 

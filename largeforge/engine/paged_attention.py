@@ -306,6 +306,8 @@ def attention(
     step: PagedStep | None = others.get("paged_step")
     if step is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **others)
+    if any(others.get(name) is not None for name in REFUSED):
+        raise NotImplementedError(f"{type(module).__name__} hands over {', '.join(REFUSED)}: paged attention does not compute that.")
     layer: Any = module.layer_idx
     return step.attend(layer, query[0], key[0], value[0], scaling)[None], None
 

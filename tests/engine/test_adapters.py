@@ -146,6 +146,20 @@ def test_keys_and_values_are_not_shared_between_adapters(nano: LoadedModel, adap
     assert one_after_another(talking, requests) != expected
 
 
+def test_somebody_else_computes_meanwhile(nano: LoadedModel, adapters: dict[str, str]) -> None:
+    """While adapters are mixed on the batch's thread, padded batches on another one compute with the base alone."""
+    talking = serving(nano, adapters, batch_size=4)
+    request = ask("river", max_tokens=10)
+    [expected] = alone(nano, None, [request])
+
+    async def go() -> None:
+        await talking.answer(asked_of("law", "x", max_tokens=3))
+        assert list(talking.answers([request])) == [expected]
+        await talking.close()
+
+    asyncio.run(go())
+
+
 def test_an_adapter_that_is_not_there(nano: LoadedModel, adapters: dict[str, str]) -> None:
     talking = serving(nano, adapters, batch_size=4)
     with pytest.raises(EngineError, match=r"no adapter 'medicine' here \(there are: math, law, poems\)") as caught:

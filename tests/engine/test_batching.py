@@ -206,6 +206,30 @@ def test_a_loop_that_fails(nano: LoadedModel, monkeypatch: pytest.MonkeyPatch, c
     caplog.clear()  # transformers logs such errors with their traceback
 
 
+def test_answering_goes_on_after_a_failure(nano: LoadedModel, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    """Who asks next is answered: the batch that failed is put away, and another one begun."""
+    talking = small(nano)
+    real = ContinuousBatching._sample
+
+    def once(self: Any, *arguments: Any) -> None:
+        monkeypatch.setattr(ContinuousBatching, "_sample", real)
+        raise ValueError("a bug")
+
+    async def go() -> Answer:
+        monkeypatch.setattr(ContinuousBatching, "_sample", once)
+        with pytest.raises(RuntimeError, match="a bug"):
+            await talking.answer(REQUESTS[0])
+        until = time.monotonic() + 10
+        while not talking._batching.failed and time.monotonic() < until:
+            await asyncio.sleep(0.01)
+        found: Answer = await talking.answer(REQUESTS[0])
+        await talking.close()
+        return found
+
+    assert asyncio.run(go()) == next(talking.answers(REQUESTS[:1]))
+    caplog.clear()
+
+
 def test_a_network_that_cannot(nano: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
     talking = small(nano)
     monkeypatch.setattr(type(nano.network), "init_continuous_batching", lambda *_, **__: (_ for _ in ()).throw(ValueError("no paging")), raising=False)
