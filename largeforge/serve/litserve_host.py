@@ -45,6 +45,7 @@ log = logging.getLogger("largeforge.serve")
 EVERYBODY = "*"  # the one entry of LitServe's response buffer
 LAST_WORDS_S = 0.2  # for the answers that say so when a worker has died
 API_PROCESS = 0
+DIED = "The engine died; it is started again."
 
 
 def serve(hosting: Hosting) -> None:
@@ -142,7 +143,8 @@ class _Worker:
 
     def _take(self, name: str, asked_at: float, request: ChatRequest | tuple[str, Any]) -> None:
         if isinstance(request, ChatRequest):
-            self.tasks[name] = asyncio.ensure_future(self._answer(name, request))
+            task = self.tasks[name] = asyncio.ensure_future(self._answer(name, request))
+            task.add_done_callback(lambda _: self.tasks.pop(name))  # not in _answer: one that is cancelled before it began never runs
             return
         what, about = request
         if what == "cancel":
@@ -153,6 +155,9 @@ class _Worker:
             self._say((name, what, self.engine.load() if what == "load" else self.hosted.token_ids(about)))
         except LargeForgeError as fault:
             self._say((name, "fault", str(fault), "refused"))
+        except Exception as fault:
+            log.exception("%s failed", what)
+            self._say((name, "fault", f"The engine failed: {type(fault).__name__}.", "failed"))
 
     async def _answer(self, name: str, request: ChatRequest) -> None:
         try:
@@ -164,8 +169,6 @@ class _Worker:
         except Exception as fault:
             log.exception("answering failed")
             self._say((name, "fault", f"The engine failed: {type(fault).__name__}.", "failed"))
-        finally:
-            del self.tasks[name]
 
     def _say(self, piece: Any) -> None:
         """Keep a piece; all that is said in one turn of the loop is sent together."""
@@ -273,13 +276,16 @@ class Courier:
 
     def watch(self, pid: int) -> None:
         """Have the kernel say when the worker ends."""
-        end = os.pidfd_open(pid)
+        try:
+            end = os.pidfd_open(pid)
+        except ProcessLookupError:
+            return self.die(DIED)
         loop = asyncio.get_running_loop()
 
         def ended() -> None:
             loop.remove_reader(end)
             os.close(end)
-            self.die("The engine died; it is started again.")
+            self.die(DIED)
 
         loop.add_reader(end, ended)
 
