@@ -24,9 +24,13 @@ class Footprint:
         return cls(tuple(one.memory_info().rss for one in family), tuple(one.num_threads() for one in family), tuple(one.num_fds() for one in family))
 
     def grown(self, before: Footprint) -> list[str]:
-        """Threads and files that are more than before, in words; none where nothing grew. A thread or two of a pool may have come."""
+        """Threads and files that are more than before, in words; none where nothing grew.
+
+        Threads of pools may have come, each with a connection to LitServe's queues (asyncio makes up to cores + 4, when it needs them), and
+        connections between door and engine, which are kept for a minute.
+        """
         told = []
-        for what, now, then, spare in (("threads", self.threads, before.threads, 2), ("files", self.files, before.files, 2)):
+        for what, now, then, spare in (("threads", self.threads, before.threads, 8), ("files", self.files, before.files, 16)):
             told += [f"process {number}: {what} {a} -> {b}" for number, (a, b) in enumerate(zip(then, now, strict=True)) if b > a + spare]
         return told
 

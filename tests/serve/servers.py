@@ -107,7 +107,7 @@ def start(tmp_path: Path, *words: str, environment: dict[str, str] | None = None
                 "task=serve",
                 "serve.port=0",
                 f"folder={tmp_path / 'run'}",
-                f"store.path={tmp_path / 'store.sqlite3'}",
+                *([] if any(word.startswith("store=") for word in words) else [f"store.path={tmp_path / 'store.sqlite3'}"]),
                 *words,
             ],
             cwd=tmp_path,

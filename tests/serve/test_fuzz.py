@@ -67,7 +67,7 @@ def as_it_was(server: Server, before: Footprint, *, memory_mib: float) -> None:
     assert max(grown) < memory_mib, grown
     log = (server.folder / "log.jsonl").read_text(encoding="utf-8")
     lines = [json.loads(line) for line in log.splitlines()]
-    faults = [line for line in lines if line.get("level") in ("ERROR", "CRITICAL") or 500 <= line.get("status", 0) != 504]
+    faults = [line for line in lines if line.get("level") in ("error", "critical") or 500 <= line.get("status", 0) != 504]
     assert not faults, faults[:5]
     for text in (server.said, (server.folder / "engine.txt").read_text(encoding="utf-8"), log):
         assert "Traceback" not in text, text[text.index("Traceback") :][:3000]
