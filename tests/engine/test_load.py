@@ -147,6 +147,22 @@ def test_nothing_grows(nano: LoadedModel) -> None:
     asyncio.run(go())
 
 
+def test_a_request_that_comes_after_its_asker_has_left(nano: LoadedModel) -> None:
+    """Its cancellation may be drained before it is: it is not taken in at all, or nobody would ever end it."""
+    talking = engine(nano, batch_size=4)
+
+    async def go() -> None:
+        await talking.answer(ask("x", max_tokens=1))
+        before = talking.load().decoded_tokens
+        talking._batching._manager.add_request([5, 6, 7], request_id="99@0")
+        await talking.answer(ask("y", max_tokens=8, ignore_end=True))
+        assert talking.load().decoded_tokens == before + 8
+        assert set(sizes(talking).values()) == {0}
+        await talking.close()
+
+    asyncio.run(go())
+
+
 def test_an_asker_whose_loop_is_gone(nano: LoadedModel) -> None:
     """An event loop that was closed with a request under way ends neither the batch nor the others."""
     talking = engine(nano, batch_size=4)
