@@ -62,7 +62,7 @@ def joined(deltas: list[Delta]) -> Answer:
 
 
 def test_stop_strings(nano: LoadedModel) -> None:
-    """The answer ends with the token that completes one; what it says is all before it; tokens are counted as they were computed."""
+    """Proves SYS-F-057: the answer ends with the token that completes one; what it says is all before it; tokens are counted as they were computed."""
     endless = ask("river", max_tokens=24, ignore_end=True)
     [whole] = every_way(nano, [endless])
     place = len(whole.text) // 2

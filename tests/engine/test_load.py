@@ -75,6 +75,47 @@ def test_load(nano: LoadedModel) -> None:
     assert after == Load(decoded_tokens=after.decoded_tokens, memory_bytes=after.memory_bytes) and after.decoded_tokens > 17
 
 
+def test_a_request_joins_a_batch_that_runs(nano: LoadedModel) -> None:
+    """Proves SYS-F-054, SYS-F-055: seven that come while one is answered are answered beside it, in the steps that it takes anyway."""
+    talking = engine(nano, batch_size=8)
+
+    async def go() -> None:
+        stream = talking.generate(ask("first", max_tokens=80, ignore_end=True))
+        await anext(stream)
+        others = await asyncio.gather(*[talking.answer(ask(f"x{n}", max_tokens=20, ignore_end=True)) for n in range(7)])
+        assert talking.load().active == 1  # it goes on
+        deltas = [delta async for delta in stream]
+        assert deltas[-1].usage is not None and deltas[-1].usage.completion_tokens == 80
+        assert sum(one.usage.completion_tokens for one in others) == 140
+        assert talking._batching._manager.current_batch < 100  # one after another they would take 220
+        await talking.close()
+
+    asyncio.run(go())
+
+
+def test_a_prompt_that_was_read_is_not_read_again(nano: LoadedModel) -> None:
+    """Proves SYS-F-056: whole blocks of keys and values of those who have gone serve whoever says the same, and count as free."""
+    talking = engine(nano, batch_size=4)
+    read: list[int] = []
+    nano.network.get_input_embeddings().register_forward_hook(lambda module, inputs, out: read.append(inputs[0].numel()))
+
+    async def go() -> list[int]:
+        request = ask("word " * 100, max_tokens=1)
+        sizes_: list[int] = []
+        answers_ = []
+        for _ in range(2):
+            read.clear()
+            answers_.append(await talking.answer(request))
+            sizes_.append(sum(read))
+        assert answers_[0] == answers_[1] and sizes_[0] == answers_[0].usage.prompt_tokens
+        assert talking.load().free_blocks == talking.load().total_blocks
+        await talking.close()
+        return sizes_
+
+    first, second = asyncio.run(go())
+    assert first > 100 and 0 < second <= 32
+
+
 @pytest.mark.parametrize("when", ["before the first token", "in a prompt that is read in pieces", "in the middle"])
 def test_closing_gives_everything_back(nano: LoadedModel, when: str) -> None:
     """Within one step: no token is computed any more, and just the blocks that were free are free again."""
