@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMapping
 from typing import Any
+from urllib.parse import urlsplit
 
 from largeforge.call import call_of, error_body
 
@@ -26,6 +27,17 @@ def header(scope: Scope, name: bytes) -> str | None:
         if found == name:
             return str(value.decode("latin-1"))
     return None
+
+
+def foreign_page(scope: Scope) -> str | None:
+    """Return the origin of a page of another host that asks; None where no page asks, or one that this server showed itself.
+
+    A browser lets any page send simple requests, and open WebSockets, to a server on loopback: without this it could spend its time.
+    """
+    origin = header(scope, b"origin")
+    if origin is None or urlsplit(origin).netloc.lower() == (header(scope, b"host") or "").lower():
+        return None
+    return origin
 
 
 async def respond(send: Send, status: int, body: bytes, *, content_type: bytes = JSON, headers: Iterable[tuple[bytes, bytes]] = ()) -> None:

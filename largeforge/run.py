@@ -304,7 +304,8 @@ def logging_to(path: Path, *, level: str, form: str, shown: bool = True) -> Iter
         root.setLevel(before)
         for handler in (file, terminal):
             root.removeHandler(handler)
-            handler.close()
+            with suppress(OSError):  # a full disk: what could be written was
+                handler.close()
 
 
 class JSONLines(logging.Formatter):

@@ -31,6 +31,7 @@ class All:
         required = not (is_loopback(config.host) or config.open)
         listening = Listening(config, protocol=parts.protocol)
         server: EngineServer | None = None
+        upstream: Upstream | None = None
         try:
             with Stops(run) as stops:
                 # ---- the engine ----
@@ -78,9 +79,10 @@ class All:
                 if left:
                     run.progress.say(f"{left} answers were not finished after {config.drain_s:g} s.")
                 run.measure(restarts=float(server.restarts if server is not None else 0))
-                await listening.stop()
-                await upstream.close()
         finally:
+            await listening.stop()
+            if upstream is not None:
+                await upstream.close()
             if server is not None:
                 await server.stop()
             listening.close()

@@ -143,8 +143,8 @@ class _Passing:
     async def _once(self, *, last: bool) -> bool:
         """Ask once; False where nothing was sent and it may be asked again."""
         async with self.door.upstream.post(self.path, self.body, {"X-Request-ID": self.call.id} if self.call.id else {}) as response:
-            if response.status == 503 and not last and self.door.upstream.server is not None:
-                return False
+            if response.status >= 500 and not last and self.door.upstream.server is not None and await self.door.upstream.latency_ms() is None:
+                return False  # it is dying, and said so
             if self.call.stream and response.status == 200:
                 await self._stream(response)
             else:

@@ -12,7 +12,7 @@ from typing import Any, Literal, Protocol
 
 import aiohttp
 
-from largeforge.asgi import App, Receive, Scope, Send, refuse
+from largeforge.asgi import App, Receive, Scope, Send, foreign_page, refuse
 from largeforge.contract import Store
 from largeforge.errors import StoreError
 from largeforge.serve.asking import Defaults
@@ -94,6 +94,9 @@ class Door:
         if path not in PATHS:
             await self.pages(scope, receive, send)
             return
+        origin = foreign_page(scope)
+        if origin is not None and scope["method"] == "POST":
+            return await refuse(scope, receive, send, 403, f"Pages of {origin[:200]} may not ask this server.", kind="permission_error", code="origin")
         await self.completions(scope, receive, send)
 
     @property

@@ -16,7 +16,7 @@ import orjson
 from largeforge.errors import ServeError
 from largeforge.serve.supervising import EngineServer, answers
 
-AGAIN_S = 30.0  # longest wait for an engine that is being started again
+AGAIN_S = 60.0  # longest wait for an engine that is being started again
 PROBE_S = 0.05
 LARGEST_LINE = 2**20
 

@@ -30,11 +30,10 @@ import logging
 from collections.abc import Sequence
 from contextlib import aclosing, suppress
 from typing import Any
-from urllib.parse import urlsplit
 
 import orjson
 
-from largeforge.asgi import App, Receive, Scope, Send, header, refuse
+from largeforge.asgi import App, Receive, Scope, Send, foreign_page, refuse
 from largeforge.call import error_body
 from largeforge.serve.inner import CutShort, call, events, of_request, status_of
 
@@ -64,9 +63,8 @@ class WebSocket:
         message = await receive()
         if message["type"] != "websocket.connect":
             return  # gone before the handshake was answered
-        origin = header(scope, b"origin")
-        # A browser sends keys of no page, but it lets any page in the world connect to a server on this machine: only our own may.
-        if origin is not None and origin not in self.origins and urlsplit(origin).netloc.lower() != (header(scope, b"host") or "").lower():
+        origin = foreign_page(scope)
+        if origin is not None and origin not in self.origins:
             return await refuse(scope, receive, send, 403, f"Pages of {origin[:200]} may not connect to this server.", kind="permission_error", code="origin")
         await send({"type": "websocket.accept"})
         await _Socket(self, scope, send).run(receive)

@@ -5,12 +5,11 @@ This process never loads torch: what answers is made in a process of its own, by
 
 from __future__ import annotations
 
-import asyncio
 import os
 import pickle
 import sys
 from concurrent.futures import ProcessPoolExecutor
-from functools import partial
+from functools import cached_property, partial
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,7 @@ from largeforge.run import Run
 from largeforge.task.config import ServeConfig
 
 # Outermost first: what is refused early costs little, and what is measured is all of it.
-GUARDS = ("request_id", "access_log", "metrics", "keys", "body_limit", "rate", "concurrency", "deadline")
+GUARDS = ("request_id", "access_log", "metrics", "keys", "body_limit", "rate", "deadline", "concurrency")
 # Bytes of weights that are loaded a second time, beside a server of another program, to compare its answers with.
 LARGEST_PINNED = 2 * 2**30
 
@@ -68,16 +67,17 @@ class Serve:
 
     def parts(self, run: Run, store: Store | None) -> dict[str, Any]:
         """What the server is made of."""
-        engine = self.config.engine
+        engine: Any = self.config.engine
         elsewhere = engine.hosting == "elsewhere"
-        own: Any = engine
+        if engine.hosting == "own":
+            run.progress.say(f"looking at {self.name}: {len(self.own_model['pins'])} pinned answers by plain transformers")
         defaults = find("largeforge.serve.asking.Defaults")(engine.max_tokens, engine.temperature, engine.top_p, engine.top_k)
         return {
             "run": run,
             "launch": None if elsewhere else partial(self.launch, run),
             "elsewhere": self.elsewhere(run) if elsewhere else None,
             "name": self.name,
-            "adapters": tuple(getattr(own, "adapters", ())),
+            "adapters": tuple(getattr(engine, "adapters", ())),
             "defaults": None if elsewhere else defaults,
             "guarded": partial(self.guarded, store),
             "meters": find("largeforge.guard.meters.Meters")(),
@@ -121,15 +121,18 @@ class Serve:
 
     def launch_own(self, port: int, key: str, folder: Path) -> Launch:
         """Return what starts a server of another program: it needs the model's folder, not the model."""
-        config = self.config
-        if config.quant.target != "largeforge.quant.unquantized.Unquantized":
-            raise InputError("quant= is for engine=hf; this engine reads quantized checkpoints as they are.", next_step="quant=none")
+        config, looked_at = self.config, self.own_model
         engine: LaunchedEngine = build(config.engine)
-        source: Any = build(config.model)
-        place = source.place()
-        return engine.command(
-            model_folder=place.folder, template=source.template_text(place), port=port, name=self.name, key=key, folder=folder, dtype=config.model.dtype
-        )
+        place = {name: looked_at[name] for name in ("model_folder", "template", "base_folder")}
+        return engine.command(**place, port=port, name=self.name, key=key, folder=folder, dtype=config.model.dtype)
+
+    @cached_property
+    def own_model(self) -> dict[str, Any]:
+        """Where the model lies and what it says, looked at once, in a process of its own. Raises ModelError, InputError."""
+        if not self.config.quant.target.endswith(".Unquantized"):
+            raise InputError("quant= is for engine=hf; this engine reads quantized checkpoints as they are.", next_step="quant=none")
+        with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+            return pool.submit(look_at, self.config).result()
 
     def proof(self) -> Any:
         """What compares answers of the endpoint with those of the model; None where no model is loaded here."""
@@ -137,7 +140,7 @@ class Serve:
         if self.config.engine.hosting == "litserve":
             return prove  # the engine's own process has the answers
         if self.config.engine.hosting == "own":
-            return partial(prove_own, self.config, prove)
+            return lambda upstream, name: prove(upstream, name, self.own_model["pins"])
         return None
 
     def elsewhere(self, run: Run) -> tuple[str, str, str]:
@@ -189,29 +192,26 @@ def hosted(config: ServeConfig) -> Any:
         return made(engine=build(config.engine))
     quant: Quant = build(config.quant)
     model: LoadedModel = build(config.model).load(trainable=False, quant=quant)
-    engine: Any = build(config.engine, model=model)
+    engine: Any = build(config.engine, model=model, serving=True)
     pins = find("largeforge.proof.served.pinned")(model, engine) if getattr(config.serve, "prove", False) else []
     context = int(getattr(model.network.config, "max_position_embeddings", 0))
     return made(engine=engine, pinned=pins, tokenize=partial(token_ids, engine), context=context)
 
 
-async def prove_own(config: ServeConfig, prove: Any, upstream: Any, name: str) -> str:
-    """Compare a server of another program with plain transformers, which answers in a process of its own."""
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-        pins = await asyncio.wrap_future(pool.submit(pins_of, config))
-    line: str = await prove(upstream, name, pins)
-    return line
-
-
-def pins_of(config: ServeConfig) -> list[dict[str, Any]]:
-    """The pinned answers of a model by plain transformers; of a large one the prompts' token ids alone."""
+def look_at(config: ServeConfig) -> dict[str, Any]:
+    """Where a model lies, its template, what an adapter stands on, and its pinned answers by plain transformers: of a large one the prompts alone."""
     source: Any = build(config.model)
-    weights = sum(path.stat().st_size for path in source.place().folder.glob("*.safetensors"))
-    if weights > LARGEST_PINNED:
-        return list(find("largeforge.proof.served.pinned_prompts")(*source.identity_of_files()[1:]))
-    quant: Quant = build(config.quant)
-    model: LoadedModel = source.load(trainable=False, quant=quant)
-    return list(find("largeforge.proof.served.pinned")(model, None))
+    place = source.place()
+    base = source.base_of(place.folder).folder if (place.folder / "adapter_config.json").is_file() else None
+    pins: list[dict[str, Any]] = []
+    weights = sum(path.stat().st_size for path in (base or place.folder).glob("*.safetensors"))
+    if getattr(config.serve, "prove", False) and weights > LARGEST_PINNED:
+        pins = find("largeforge.proof.served.pinned_prompts")(*source.identity_of_files()[1:])
+    elif getattr(config.serve, "prove", False):
+        quant: Quant = build(config.quant)
+        model: LoadedModel = source.load(trainable=False, quant=quant)
+        pins = find("largeforge.proof.served.pinned")(model, None)
+    return {"model_folder": place.folder, "template": source.template_text(place), "base_folder": base, "pins": pins}
 
 
 def token_ids(engine: Any, messages: list[dict[str, str]]) -> list[int]:
