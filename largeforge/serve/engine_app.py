@@ -123,6 +123,7 @@ class EngineApp:
             if request.model != self.name and request.model not in self.adapters:
                 raise BadRequest(f"The model '{request.model[:200]}' does not exist.", param="model", status=404, code="model_not_found")
             asked = asked_of(request, defaults=self.defaults, adapters=self.adapters)
+            self._refuse_what_cannot_fit(asked)
         except BadRequest as fault:
             return await respond(send, fault.status, fault.body())
         except Gone:
@@ -138,6 +139,27 @@ class EngineApp:
                 task.cancel()
             with suppress(asyncio.CancelledError):
                 await task
+
+    def _refuse_what_cannot_fit(self, asked: Sequence[ChatRequest]) -> None:
+        """Raise BadRequest for a prompt that is too long whatever its tokens are.
+
+        To count the tokens of megabytes takes seconds, in which nobody else is answered.
+        """
+        context, longest = self.about.get("context", 0), self.about.get("longest_token", 0)
+        if not context or not longest:
+            return
+        for one in asked:
+            if isinstance(one.prompt, tuple):
+                size, most, what, param = len(one.prompt), context, "tokens", "prompt"
+            elif one.prompt is not None:
+                size, most, what, param = len(one.prompt), context * longest, "characters", "prompt"
+            elif len(one.messages) > context:
+                size, most, what, param = len(one.messages), context, "turns", "messages"
+            else:
+                size, most, what, param = sum(len(turn.content) for turn in one.messages), context * longest, "characters", "messages"
+            if size > most:
+                message = f"This prompt has {size:,} {what}; this model reads {context:,} tokens, the answer included."
+                raise BadRequest(message, param=param, code="context_length_exceeded")
 
 
 class Answer:

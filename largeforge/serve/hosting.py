@@ -30,6 +30,7 @@ class Hosted:
         pinned: prompts with the answers that were computed in this process: what `proof` compares the endpoint with.
         tokenize: token ids of a conversation, as the engine would read it; None where it has no tokenizer.
         context: tokens that it reads at most; 0 where it says nothing.
+        longest_token: characters of its longest token; 0 where it says nothing.
         load_seconds: to load it.
     """
 
@@ -37,6 +38,7 @@ class Hosted:
     pinned: list[dict[str, Any]] = field(default_factory=list)
     tokenize: Callable[[list[dict[str, str]]], list[int]] | None = None
     context: int = 0
+    longest_token: int = 0
     load_seconds: float = 0.0
 
     def token_ids(self, messages: list[dict[str, str]]) -> list[int]:
@@ -47,7 +49,13 @@ class Hosted:
 
     def about(self) -> dict[str, Any]:
         """What the API process is told."""
-        return {"pinned": self.pinned, "context": self.context, "load_seconds": self.load_seconds, "engine": self.engine.name}
+        return {
+            "pinned": self.pinned,
+            "context": self.context,
+            "longest_token": self.longest_token,
+            "load_seconds": self.load_seconds,
+            "engine": self.engine.name,
+        }
 
 
 @dataclass

@@ -52,7 +52,9 @@ class StreamOptions(_Wire):
 
     include_usage: bool = Field(default=False, description="Send one more chunk before [DONE], with the usage of the whole answer.")
     include_obfuscation: bool | None = Field(default=None, description="Accepted; nothing is padded here.")
-    continuous_usage_stats: bool | None = Field(default=None, description="vLLM's: the usage so far in every chunk. Accepted by all (guidellm asks for it); engine=hf says the usage once, at the end.")
+    continuous_usage_stats: bool | None = Field(
+        default=None, description="vLLM's: the usage so far in every chunk. Accepted by all (guidellm asks for it); engine=hf says the usage once, at the end."
+    )
 
 
 class Sampling(_Wire):

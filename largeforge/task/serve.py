@@ -195,7 +195,8 @@ def hosted(config: ServeConfig) -> Any:
     engine: Any = build(config.engine, model=model, serving=True)
     pins = find("largeforge.proof.served.pinned")(model, engine) if getattr(config.serve, "prove", False) else []
     context = int(getattr(model.network.config, "max_position_embeddings", 0))
-    return made(engine=engine, pinned=pins, tokenize=partial(token_ids, engine), context=context)
+    longest = max(map(len, engine.tokenizer.get_vocab()), default=0)
+    return made(engine=engine, pinned=pins, tokenize=partial(token_ids, engine), context=context, longest_token=longest)
 
 
 def look_at(config: ServeConfig) -> dict[str, Any]:

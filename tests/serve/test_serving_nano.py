@@ -69,6 +69,32 @@ def test_what_a_client_asks_for(server: Server) -> None:
     assert several[0]["message"] == drawn[0][0]["message"] and len({one["message"]["content"] for one in several}) == 3
 
 
+@pytest.mark.parametrize(
+    ("path", "said", "what"),
+    [
+        ("/v1/completions", {"prompt": "hello world " * 600_000}, "7,200,000 characters"),
+        ("/v1/completions", {"prompt": [5] * 1_000_000}, "1,000,000 tokens"),
+        ("/v1/chat/completions", {"messages": [{"role": "user", "content": "a" * 7_900_000}]}, "7,900,000 characters"),
+        ("/v1/chat/completions", {"messages": [{"role": "user", "content": "a"}] * 200_000}, "200,000 turns"),
+        ("/v1/completions", {"prompt": "hello world " * 1_400}, "tokens; this model reads 2,048"),
+    ],
+)
+def test_a_prompt_of_megabytes_holds_up_nobody(server: Server, path: str, said: dict[str, Any], what: str) -> None:
+    """Proves SYS-SEC-005: it is refused before anybody counts its tokens; the engine goes on answering meanwhile."""
+    refusals: list[Any] = []
+    thread = threading.Thread(target=lambda: refusals.append(server.ask(path, {"model": "nano", "max_tokens": 2, **said})))
+    thread.start()
+    longest = 0.0
+    while thread.is_alive():
+        begin = time.monotonic()
+        assert server.ask("/v1/chat/completions", chat("Hello", max_tokens=2))[0] == 200
+        longest = max(longest, time.monotonic() - begin)
+    status, refusal = refusals[0]
+    assert status == 400 and what in refusal["error"]["message"]
+    print(f"the longest of the others took {longest:.2f} s")
+    assert longest < 4  # it was 7 to 15 s
+
+
 @pytest.mark.parametrize("when", ["before the first token", "mid-stream", "not streaming"])
 def test_a_client_that_leaves_stops_its_generation(server: Server, when: str) -> None:
     """The engine's counter of decoded tokens stands still and all its blocks are free again."""
