@@ -24,7 +24,7 @@ PINS = {
     "vllm": ["vllm==0.32.0"],
     # clients of task=serve that are asked to talk to it as they are, and what makes requests of its OpenAPI document
     "clients": ["openai==3.57.0", "litellm==1.110.2", "langchain-openai==1.7.4", "llm==0.36", "guidellm==0.8.1", "schemathesis==4.32.5"],
-    # peers of scripts/bench serve (litellm: the last whose proxy is whole on PyPI); transformers' server gets the faster loop and parser too, which it takes where they are
+    # peers of scripts/bench serve (of litellm a version whose proxy is whole on PyPI); transformers' server gets the faster loop and parser too
     "transformers_serve": ["transformers[serving]==5.19.0", "requests==2.34.2", "accelerate==1.15.0", "openai==3.57.0", "uvloop==0.23.0", "httptools==0.9.0"],
     "litellm": ["litellm[proxy]==1.104.0"],
     "vllm_router": ["vllm-router==0.1.17"],
