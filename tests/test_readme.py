@@ -1,7 +1,8 @@
 """README and docs tell the truth: every path exists, every command runs or at least composes and checks.
 
 A fenced block of commands is composed and checked; `<!-- run -->` before it runs every command in order, `<!-- fails: N -->`
-expects that exit code. `<!-- file: NAME -->` before a block writes it where the page's commands find it.
+expects that exit code. `<!-- file: NAME -->` before a block writes it where the page's commands find it. `<!-- serve -->` starts the first
+command of a block as a server, runs the rest of the block while it is up, and the blocks marked `<!-- ask -->` too; ports 8000 and 8001 stand for its own.
 """
 
 from __future__ import annotations
@@ -10,14 +11,18 @@ import os
 import re
 import shlex
 import subprocess
+import sys
+import time
 import warnings
 from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 from largeforge.__main__ import main
+from largeforge.process import free_port
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -30,6 +35,7 @@ class Block:
 
     note: str
     text: str
+    language: str = "bash"
 
     def commands(self) -> list[list[str]]:
         """Its command lines as a shell would read them, comments dropped, continued lines joined."""
@@ -39,7 +45,7 @@ class Block:
 
 
 def blocks(page: Path) -> list[Block]:
-    return [Block(match["note"] or "", match["text"]) for match in BLOCK.finditer(page.read_text(encoding="utf-8"))]
+    return [Block(match["note"] or "", match["text"], match["language"]) for match in BLOCK.finditer(page.read_text(encoding="utf-8"))]
 
 
 def checked_commands() -> Iterator[object]:
@@ -54,7 +60,7 @@ def checked_commands() -> Iterator[object]:
 
 
 def run_pages() -> list[Path]:
-    return [page for page in PAGES if any(block.note == "run" or block.note.startswith("fails") for block in blocks(page))]
+    return [page for page in PAGES if any(block.note in ("run", "serve") or block.note.startswith("fails") for block in blocks(page))]
 
 
 @pytest.fixture(scope="module")
@@ -150,13 +156,51 @@ def test_commands_marked_run(page: Path, desk: Path, monkeypatch: pytest.MonkeyP
     """Every command of a page's run blocks, in the page's order, in one folder."""
     write_files(page, desk)
     monkeypatch.chdir(desk)
-    for block in blocks(page):
-        if block.note == "run" or block.note.startswith("fails: "):
-            expected = 0 if block.note == "run" else int(block.note.removeprefix("fails: "))
-            for command in block.commands():
-                code = in_this_process(command)
-                said = capfd.readouterr()
-                assert code == expected, f"{shlex.join(command)} ended with {code}\n{said.out}\n{said.err}"
+    with ExitStack() as servers:
+        port = 0
+        for block in blocks(page):
+            if block.note == "run" or block.note.startswith("fails: "):
+                expected = 0 if block.note == "run" else int(block.note.removeprefix("fails: "))
+                for command in block.commands():
+                    code = in_this_process(command)
+                    said = capfd.readouterr()
+                    assert code == expected, f"{shlex.join(command)} ended with {code}\n{said.out}\n{said.err}"
+            elif block.note == "serve":
+                port = servers.enter_context(served(block.commands()[0], desk))
+                asked(Block("ask", block.text.replace("\\\n", " ").partition("\n")[2], "bash"), port, desk)
+            elif block.note == "ask":
+                asked(block, port, desk)
+
+
+@contextmanager
+def served(command: list[str], folder: Path) -> Iterator[int]:
+    """Run a server as a user does while the block runs; yields its port, which the environment has set: not one that others may use."""
+    port = free_port()
+    said = folder / f"served_{port}.txt"
+    with said.open("wb") as stream:
+        environment = {**os.environ, "PYTHONPATH": str(ROOT), "LARGEFORGE_SERVE__PORT": str(port)}
+        server = subprocess.Popen([sys.executable, *command[1:]], cwd=folder, env=environment, stdin=subprocess.DEVNULL, stdout=stream, stderr=stream)
+    try:
+        until = time.monotonic() + 180
+        while "ready in" not in said.read_text(encoding="utf-8"):
+            assert server.poll() is None and time.monotonic() < until, said.read_text(encoding="utf-8")
+            time.sleep(0.1)
+        yield port
+        server.terminate()
+        assert server.wait(60) == 0, said.read_text(encoding="utf-8")
+    finally:
+        server.kill()
+        server.wait()
+
+
+def asked(block: Block, port: int, folder: Path) -> None:
+    """Run a block of shell or Python beside a server: it ends well, and says something that is no error."""
+    text = block.text.replace("8000", str(port)).replace("8001", str(port + 1))
+    if not text.strip():
+        return
+    program = [sys.executable, "-W", "error", "-c", text] if block.language == "python" else ["bash", "-euo", "pipefail", "-c", text]
+    done = subprocess.run(program, cwd=folder, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0 and done.stdout.strip() and '{"error"' not in done.stdout, text + done.stdout + done.stderr
 
 
 @pytest.mark.parametrize(("page", "command"), list(checked_commands()))

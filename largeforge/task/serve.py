@@ -165,7 +165,8 @@ class Serve:
         if path is None:
             return str(config.model.target.rpartition(".")[2].lower())
         parts = [part for part in Path(path).parts if part not in ("artifact", ".", "/")]
-        return "-".join(parts[-3:] if Path(path).is_dir() and "outputs" in parts else parts[-1:]) or "model"
+        below = parts[parts.index("outputs") + 1 :] if "outputs" in parts else parts[-1:]  # sft-2026-11-28-10-00-00, or what a folder is called
+        return "-".join(below) or "model"
 
     # ---- the guards ----
 
