@@ -20,6 +20,7 @@ CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
 MOST_CHOICES = 16  # n, and prompts of one completion: each takes a place in the batch
 MOST_STOPS = 4  # as OpenAI has it
 LONGEST_STOP = 1000
+MOST_TURNS = 20_000  # of a conversation: to read 200,000 takes a second, in which nobody else is answered
 DEEPEST = 250  # levels of objects and lists in a body; orjson reads 1,024 and writes 254
 DONE = b"data: [DONE]\n\n"
 
@@ -97,7 +98,7 @@ class ChatMessage(BaseModel):
 class ChatCompletionRequest(Sampling):
     """POST /v1/chat/completions."""
 
-    messages: list[ChatMessage] = Field(min_length=1, description="The conversation so far.")
+    messages: list[ChatMessage] = Field(min_length=1, max_length=MOST_TURNS, description="The conversation so far.")
     max_completion_tokens: Annotated[int, Field(ge=1, le=10_000_000)] | None = Field(default=None, description="OpenAI's newer name of max_tokens.")
     logprobs: bool | None = Field(default=None, description="Tell the log-probability of each token of the answer.")
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = Field(default=None, description="Likeliest tokens told beside each; only with logprobs.")

@@ -75,7 +75,8 @@ def test_what_a_client_asks_for(server: Server) -> None:
         ("/v1/completions", {"prompt": "hello world " * 600_000}, "7,200,000 characters"),
         ("/v1/completions", {"prompt": [5] * 1_000_000}, "1,000,000 tokens"),
         ("/v1/chat/completions", {"messages": [{"role": "user", "content": "a" * 7_900_000}]}, "7,900,000 characters"),
-        ("/v1/chat/completions", {"messages": [{"role": "user", "content": "a"}] * 200_000}, "200,000 turns"),
+        ("/v1/chat/completions", {"messages": [{"role": "user", "content": "a"}] * 200_000}, "at most 20000 items"),
+        ("/v1/chat/completions", {"messages": [{"role": "user", "content": "a"}] * 20_000}, "20,000 turns"),
         ("/v1/completions", {"prompt": "hello world " * 1_400}, "tokens; this model reads 2,048"),
     ],
 )
