@@ -9,8 +9,8 @@ way: a difference is one only where the model's own logits told the two apart.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Collection, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 from largeforge.chat import ChatRequest, Message
@@ -54,17 +54,28 @@ class Pin:
     precision: str
 
 
-def pinned(model: LoadedModel, engine: Engine | None) -> list[dict[str, Any]]:
+def pinned(model: LoadedModel, *, ends: Collection[int]) -> list[dict[str, Any]]:
     """Return the pins of a loaded model, as JSON can hold them; prompts that its template refuses are left out.
 
-    Raises:
-        CheckFailed: the engine says something else in its own process.
+    Args:
+        model: as it was loaded, before an engine has it.
+        ends: tokens that end an answer.
     """
-    pins = [pin for prompt in PROMPTS if (pin := _pin(model, engine, prompt)) is not None]
-    for pin in pins:
-        if pin.engine is not None and pin.engine != pin.text and not _tie(pin, _same_pieces(pin, pin.engine)):
-            raise CheckFailed(f"The engine answers {pin.prompt!r} with {pin.engine!r}; transformers' generate says {pin.text!r}.")
-    return [asdict(pin) for pin in pins]
+    return [asdict(pin) for prompt in PROMPTS if (pin := _pin(model, prompt, sorted(ends))) is not None]
+
+
+def in_process(pins: Sequence[dict[str, Any]], engine: Engine) -> list[dict[str, Any]]:
+    """Have the engine answer the pinned prompts where it is; return the pins with what it said.
+
+    Raises:
+        CheckFailed: it says something else than plain `generate`.
+    """
+    asked = [Pin(**pin) for pin in pins]
+    said = [one.text for one in engine.answers([ChatRequest((Message("user", pin.prompt),), max_tokens=NUM_TOKENS) for pin in asked])]
+    for pin, text in zip(asked, said, strict=True):
+        if text != pin.text and not _tie(pin, _same_pieces(pin, text)):
+            raise CheckFailed(f"The engine answers {pin.prompt!r} with {text!r}; transformers' generate says {pin.text!r}.")
+    return [asdict(replace(pin, engine=text)) for pin, text in zip(asked, said, strict=True)]
 
 
 def pinned_prompts(tokenizer: Any, template: str) -> list[dict[str, Any]]:
@@ -87,7 +98,7 @@ def _ids(tokenizer: Any, template: str, prompt: str) -> list[int] | None:
     return ids
 
 
-def _pin(model: LoadedModel, engine: Engine | None, prompt: str) -> Pin | None:
+def _pin(model: LoadedModel, prompt: str, ends: list[int]) -> Pin | None:
     import torch
 
     tokenizer: Any = model.tokenizer
@@ -95,9 +106,6 @@ def _pin(model: LoadedModel, engine: Engine | None, prompt: str) -> Pin | None:
     ids = _ids(tokenizer, model.template, prompt)
     if ids is None:
         return None
-    request = ChatRequest((Message("user", prompt),), max_tokens=NUM_TOKENS)
-    said = next(engine.answers([request])).text if engine is not None else None
-    ends = sorted(getattr(engine, "ends", None) or {tokenizer.eos_token_id})
     network.eval()
     with torch.inference_mode():
         input_ids = torch.tensor([ids], device=network.device)
@@ -118,7 +126,7 @@ def _pin(model: LoadedModel, engine: Engine | None, prompt: str) -> Pin | None:
     text = tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)
     pieces = [tokenizer.decode([token], skip_special_tokens=True, clean_up_tokenization_spaces=False) for token in tokens]
     precision = str(next(network.parameters()).dtype).removeprefix("torch.")
-    return Pin(prompt, ids, tokens, text, pieces, margins, said, precision)
+    return Pin(prompt, ids, tokens, text, pieces, margins, None, precision)
 
 
 class Endpoint(Protocol):

@@ -34,44 +34,43 @@ class All:
         upstream: Upstream | None = None
         try:
             with Stops(run) as stops:
-                # ---- the engine ----
+                # ---- whom it asks ----
                 if parts.launch is not None:
                     key, launch = new_key(), parts.launch
                     server = EngineServer(lambda port: launch("127.0.0.1", port, key, run.folder), folder=run.folder)
                     server.on_restart = parts.meters.engine_restarts.inc
                     upstream = Upstream(server=server, key=key, names=[parts.name, *parts.adapters])
-                    run.progress.say(f"starting {parts.name} (its log: {run.folder / 'engine.txt'})")
-                    if not await stops.unless_asked(server.start()):
-                        return
                 else:
                     assert parts.elsewhere is not None
                     url, key, model = parts.elsewhere
                     named = [parts.name] if parts.name else []
                     upstream = Upstream(url=url.removesuffix("/v1"), key=key, names=named, model=model, ready_path="")
                 await upstream.open()
+                name = upstream.names[0]
 
-                # ---- the door ----
+                # ---- the door, which says that it is loading ----
                 door = Door(
                     upstream,
                     guard=lambda app: parts.guarded(app, parts.meters, required),
                     meters=parts.meters,
                     store=parts.store,
                     defaults=parts.defaults,
-                    title=f"LargeForge: {upstream.names[0]}",
+                    title=f"LargeForge: {name}",
                 )
-                door.proving = True
                 await listening.start(door)
-                load_s = server.load_seconds if server is not None else 0.0
-                parts.meters.model_load_time.set(load_s)
 
-                # ---- the proof ----
-                proof = ""
-                if config.prove and parts.prove is not None:
-                    proof = await parts.prove(upstream, upstream.names[0])
-                door.proving = False
+                # ---- the engine, and the proof ----
+                if server is not None:
+                    run.progress.say(f"starting {name} (its log: {run.folder / 'engine.txt'})")
+                    if not await stops.unless_asked(server.start()):
+                        return
+                    parts.meters.model_load_time.set(server.load_seconds)
+                    run.measure(load_seconds=server.load_seconds)
+                proof = await parts.prove(upstream, name) if config.prove and parts.prove is not None else ""
+                door.loading = False
                 seconds = time.monotonic() - start
-                run.measure(ready_seconds=seconds, load_seconds=load_s)
-                run.progress.say(greeting(listening, name=upstream.names[0], seconds=seconds, proof=proof, keys=parts.asks_for_keys(required)))
+                run.measure(ready_seconds=seconds)
+                run.progress.say(greeting(listening, name=name, seconds=seconds, proof=proof, keys=parts.asks_for_keys(required)))
 
                 # ---- until it is to stop ----
                 await stops.asked.wait()

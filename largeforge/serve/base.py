@@ -264,6 +264,7 @@ class Listening:
                 raise ServeError("The door's HTTP server ended before it was ready.")
             await asyncio.sleep(0.01)
         if self.config.grpc_port != 0:
+            os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "false")  # children are other programs: nothing of gRPC goes on in them
             from largeforge.serve.grpc import GrpcServer  # loads grpc: where it is asked for
 
             self._grpc = GrpcServer(door, ready=lambda: door.state == "ready", authorise=door.authorise)

@@ -13,17 +13,18 @@ from typing import Any, Literal, Protocol
 import aiohttp
 
 from largeforge.asgi import App, Receive, Scope, Send, foreign_page, refuse
+from largeforge.call import GENERATING
 from largeforge.contract import Store
 from largeforge.errors import StoreError
 from largeforge.serve.asking import Defaults
 from largeforge.serve.completions import PATHS, Completions
 from largeforge.serve.inner import call as inner_call
-from largeforge.serve.pages import Asked, Component, pages
+from largeforge.serve.pages import SCRIPT, SHEET, Asked, Component, pages
 from largeforge.serve.upstream import Upstream
 from largeforge.serve.websocket import WebSocket
 
 SOCKET = "/v1/ws"
-ROUTES = (*PATHS, SOCKET, "/", "/health", "/ready", "/metrics", "/docs", "/docs/oauth2-redirect", "/openapi.json")
+ROUTES = (*PATHS, SOCKET, "/", "/health", "/ready", "/metrics", "/docs", SCRIPT, SHEET, "/openapi.json")
 """Every path that is answered; any other is "other" in logs and metrics."""
 METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"  # Prometheus' text exposition format
 
@@ -69,7 +70,7 @@ class Door:
         self.meters = meters
         self.store = store
         self.draining = False
-        self.proving = False
+        self.loading = True
         self.completions = Completions(upstream, defaults=defaults, created=int(time.time()), piece=getattr(meters, "piece", None))
         self.pages: Any = pages(Asked(self.components, lambda: self.state, self.metrics), title=title)
         self.websocket = WebSocket()
@@ -97,12 +98,15 @@ class Door:
         origin = foreign_page(scope)
         if origin is not None and scope["method"] == "POST":
             return await refuse(scope, receive, send, 403, f"Pages of {origin[:200]} may not ask this server.", kind="permission_error", code="origin")
+        if self.loading and path in GENERATING:
+            headers = {"retry-after": "5"}
+            return await refuse(scope, receive, send, 503, "The model is being loaded.", kind="server_error", code="loading", headers=headers)
         await self.completions(scope, receive, send)
 
     @property
     def state(self) -> Literal["ready", "loading", "draining"]:
         """Whether requests should be sent here."""
-        return "draining" if self.draining else "ready" if self.upstream.ready and not self.proving else "loading"
+        return "draining" if self.draining else "ready" if self.upstream.ready and not self.loading else "loading"
 
     async def components(self) -> list[Component]:
         """Look at the engine, and at the store."""

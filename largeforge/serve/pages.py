@@ -5,6 +5,7 @@ Knows the door by what it is handed: questions it may ask. No page shows a promp
 
 from __future__ import annotations
 
+import importlib.util
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -12,13 +13,15 @@ from pathlib import Path
 from typing import Any, Literal
 
 from fastapi import FastAPI, Request
-from fastapi.responses import HTMLResponse, JSONResponse, Response
+from fastapi.openapi.docs import get_swagger_ui_html
+from fastapi.responses import FileResponse, HTMLResponse, JSONResponse, Response
 from pydantic import BaseModel, Field
 
 from largeforge import __version__
 from largeforge.call import call_of, error_body
 from largeforge.serve.wire import CHAT, COMPLETIONS, ChatCompletionRequest, CompletionRequest
 
+SCRIPT, SHEET = "/docs/swagger-ui-bundle.js", "/docs/swagger-ui.css"  # from a package: a machine without the Internet shows its docs too
 PAGE = Path(__file__).parent / "chat.html"
 # What the page may load it says itself; this is what a page cannot say of itself.
 PAGE_HEADERS = {"x-frame-options": "DENY", "x-content-type-options": "nosniff", "cache-control": "no-cache", "referrer-policy": "no-referrer"}
@@ -183,7 +186,7 @@ def pages(asked: Asked, *, title: str) -> FastAPI:
         title: of the OpenAPI document.
     """
     started = time.monotonic()
-    app = FastAPI(title=title, version=__version__, redoc_url=None, description="OpenAI-compatible; also WebSocket at /v1/ws, and gRPC.")
+    app = FastAPI(title=title, version=__version__, docs_url=None, redoc_url=None, description="OpenAI-compatible; also WebSocket at /v1/ws, and gRPC.")
 
     @app.exception_handler(404)
     async def missing(request: Request, fault: Any) -> JSONResponse:
@@ -198,6 +201,18 @@ def pages(asked: Asked, *, title: str) -> FastAPI:
     @app.get("/", response_class=HTMLResponse, include_in_schema=False)
     async def chat_page() -> HTMLResponse:
         return HTMLResponse(PAGE.read_text(encoding="utf-8"), headers=PAGE_HEADERS)
+
+    @app.get("/docs", response_class=HTMLResponse, include_in_schema=False)
+    async def docs() -> HTMLResponse:
+        return get_swagger_ui_html(openapi_url="/openapi.json", title=title, swagger_js_url=SCRIPT, swagger_css_url=SHEET, swagger_favicon_url="data:,")
+
+    @app.get(SCRIPT, include_in_schema=False)
+    @app.get(SHEET, include_in_schema=False)
+    async def of_docs(request: Request) -> FileResponse:
+        package = importlib.util.find_spec("fastapi_offline")
+        assert package is not None and package.origin is not None  # an exact pin of the extra `serve`
+        path = Path(package.origin).parent / "static" / request.url.path.rpartition("/")[2]
+        return FileResponse(path, headers={"cache-control": "max-age=86400"})
 
     @app.get("/health", response_model=Health, responses={503: {"model": Health, "description": "Something that serving needs is down."}}, tags=["state"])
     async def health() -> JSONResponse:

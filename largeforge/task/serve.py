@@ -193,11 +193,21 @@ def hosted(config: ServeConfig) -> Any:
         return made(engine=build(config.engine))
     quant: Quant = build(config.quant)
     model: LoadedModel = build(config.model).load(trainable=False, quant=quant)
+    proven = getattr(config.serve, "prove", False)
+    pins = pinned(model) if proven else []  # before the engine has it, and puts adapters into it
     engine: Any = build(config.engine, model=model, serving=True)
-    pins = find("largeforge.proof.served.pinned")(model, engine) if getattr(config.serve, "prove", False) else []
+    if proven:
+        pins = find("largeforge.proof.served.in_process")(pins, engine)
+    engine.start()
     context = int(getattr(model.network.config, "max_position_embeddings", 0))
-    longest = max(map(len, engine.tokenizer.get_vocab()), default=0)
-    return made(engine=engine, pinned=pins, tokenize=partial(token_ids, engine), context=context, longest_token=longest)
+    return made(engine=engine, pinned=pins, tokenize=partial(token_ids, engine), context=context)
+
+
+def pinned(model: LoadedModel) -> list[dict[str, Any]]:
+    """The pinned answers of a model, by transformers' own generate."""
+    ends = find("largeforge.engine.prompt.answer_ends")(model)
+    pins: list[dict[str, Any]] = find("largeforge.proof.served.pinned")(model, ends=ends)
+    return pins
 
 
 def look_at(config: ServeConfig) -> dict[str, Any]:
@@ -212,7 +222,7 @@ def look_at(config: ServeConfig) -> dict[str, Any]:
     elif getattr(config.serve, "prove", False):
         quant: Quant = build(config.quant)
         model: LoadedModel = source.load(trainable=False, quant=quant)
-        pins = find("largeforge.proof.served.pinned")(model, None)
+        pins = pinned(model)
     return {"model_folder": place.folder, "template": source.template_text(place), "base_folder": base, "pins": pins}
 
 

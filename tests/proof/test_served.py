@@ -14,7 +14,7 @@ from largeforge.chat import ChatRequest, Message
 from largeforge.contract import LoadedModel
 from largeforge.engine.prompt import prompt_ids
 from largeforge.errors import EXIT_CHECK_FAILED, CheckFailed
-from largeforge.proof.served import PROMPTS, Pin, pinned, pinned_prompts, prove
+from largeforge.proof.served import PROMPTS, Pin, in_process, pinned, pinned_prompts, prove
 from largeforge.task.serve import Serve
 from tests.tiny_models import part
 
@@ -34,7 +34,7 @@ def engine(nano: LoadedModel) -> Any:
 
 @pytest.fixture(scope="module")
 def pins(nano: LoadedModel, engine: Any) -> list[dict[str, Any]]:
-    return pinned(nano, engine)
+    return in_process(pinned(nano, ends=engine.ends), engine)
 
 
 class Endpoint:
@@ -94,15 +94,13 @@ def test_a_tie_is_told_and_is_no_difference(nano: LoadedModel, engine: Any, pins
         asyncio.run(prove(endpoint, "nano"))
 
 
-def test_an_engine_that_differs_in_its_own_process(nano: LoadedModel, engine: Any) -> None:
+def test_an_engine_that_differs_in_its_own_process(pins: list[dict[str, Any]], engine: Any) -> None:
     class Liar:
-        ends = engine.ends
-
         def answers(self, requests: list[ChatRequest]) -> Any:
-            return iter([replace(next(engine.answers(requests)), text="no")])
+            return (replace(one, text="no") for one in engine.answers(requests))
 
     with pytest.raises(CheckFailed, match="transformers' generate says"):
-        pinned(nano, Liar())  # type: ignore[arg-type]
+        in_process(pins, Liar())  # type: ignore[arg-type]
 
 
 def test_a_large_model_is_compared_by_its_prompts(nano: LoadedModel, engine: Any) -> None:

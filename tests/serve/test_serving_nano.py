@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import os
 import signal
 import socket
+import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -16,7 +18,8 @@ from typing import Any
 import psutil
 import pytest
 
-from tests.serve.servers import Server, chat, serving
+from largeforge.process import free_port
+from tests.serve.servers import Server, chat, serving, start
 
 NANO = ("model=nano", "serve.grpc_port=0", "model.dtype=fp32", "engine.batch_size=64")
 LONG = {"max_tokens": 1500, "ignore_eos": True}
@@ -113,7 +116,7 @@ def test_a_client_that_leaves_stops_its_generation(server: Server, when: str) ->
 
 
 def test_an_engine_that_dies_under_streams(server: Server) -> None:
-    """Proves SYS-R-003, SR-NF-021: kill -9 of the engine under 50 streams: each ends by success or a typed error, none in silence; it is ready again by itself."""
+    """Proves SYS-R-003, SR-NF-021: kill -9 of the engine under 50 streams: each ends by success or a typed error; it is ready again by itself."""
     ends: list[str] = []
 
     def ask() -> None:
@@ -170,9 +173,34 @@ def test_a_kill_leaves_no_process(tmp_path: Path, shared_models: Path, which: st
             server.until_ready(30)
 
 
-def test_a_model_that_is_not_there(tmp_path: Path, shared_models: Path) -> None:
-    from tests.serve.servers import start
+def test_it_says_that_it_is_loading(tmp_path: Path, shared_models: Path) -> None:
+    """From the first moment on: 503 and Retry-After while the model is loaded, then 200."""
+    port = free_port()
+    with closing_process(start(tmp_path, *NANO, f"serve.port={port}", environment={"LARGEFORGE_CACHE": str(shared_models)})) as process:
+        server = Server(process, f"http://127.0.0.1:{port}", tmp_path / "run", tmp_path / "printed.txt")
+        states: list[Any] = []
+        refused: list[Any] = []
+        end = time.monotonic() + 90
+        while (200, {"status": "ready"}) not in states and time.monotonic() < end:
+            with contextlib.suppress(OSError):
+                states.append(server.ask("/ready", None))
+                if not refused:
+                    refused.append(server.ask("/v1/chat/completions", chat("Hello")))
+            time.sleep(0.05)
+        assert states[0] == (503, {"status": "loading"}) and states[-1] == (200, {"status": "ready"})
+        assert refused[0][0] == 503 and refused[0][1]["error"]["code"] == "loading"
 
+
+@contextlib.contextmanager
+def closing_process(process: subprocess.Popen[bytes]) -> Iterator[subprocess.Popen[bytes]]:
+    try:
+        yield process
+    finally:
+        process.terminate()
+        process.wait(60)
+
+
+def test_a_model_that_is_not_there(tmp_path: Path, shared_models: Path) -> None:
     process = start(tmp_path, "model=outputs/nowhere/artifact", environment={"LARGEFORGE_CACHE": str(shared_models)})
     assert process.wait(90) == 2
     said = (tmp_path / "printed.txt").read_text(encoding="utf-8")
