@@ -36,7 +36,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 
 def test_a_head_that_does_not_end(server: Server) -> None:
-    """Proves SYS-SEC-005: a request's head has a limit at the door that a user starts; of seconds too: test_fuzz."""
+    """A request's head has a limit at the door that a user starts; of seconds too: test_fuzz."""
     found = raw.ask(server.url, b"GET /ready HTTP/1.1\r\n" + b"X-Filler: y\r\n" * 100_000)
     assert (found.status, (found.error or {}).get("code")) == (431, "head_too_large")
     assert server.ask("/v1/chat/completions", say("a"))[0] == 200
@@ -46,7 +46,7 @@ def test_a_head_that_does_not_end(server: Server) -> None:
 
 
 def test_a_full_disk(tmp_path: Path) -> None:
-    """Proves SYS-R-007: where the log cannot be written, requests are answered all the same, in silence; it goes on once there is room again."""
+    """Where the log cannot be written, requests are answered all the same, in silence; it goes on once there is room again."""
     with serving(tmp_path, *ECHO) as server:
         assert server.ask("/v1/chat/completions", say("before"), X_Request_ID="before")[0] == 200
         log = server.folder / "log.jsonl"
@@ -94,7 +94,7 @@ TOLD = {
 
 
 def test_nothing_is_timed_by_a_clock_that_jumps() -> None:
-    """Proves SYS-R-007: limits, queues, deadlines, caches and backoff go by the monotonic clock; the wall's is only told to people."""
+    """Limits, queues, deadlines, caches and backoff go by the monotonic clock; the wall's is only told to people."""
     found: dict[str, int] = {}
     for path in sorted([*(ROOT / "largeforge" / "serve").rglob("*.py"), *(ROOT / "largeforge" / "guard").rglob("*.py"), *(ROOT / "largeforge").glob("*.py")]):
         name = path.relative_to(ROOT).as_posix()
@@ -130,7 +130,7 @@ def postgres() -> Iterator[Postgres]:
 
 
 def test_postgresql_is_restarted(tmp_path: Path, postgres: Postgres) -> None:
-    """Proves SYS-R-007: known keys go on, unknown ones are told 503 and never 401; when it is back, all is as before, without a restart of the door."""
+    """Known keys go on, unknown ones are told 503 and never 401; when it is back, all is as before, without a restart of the door."""
     environment = {"LARGEFORGE_STORE__URL": postgres.url, "PYTHONPATH": str(ROOT)}
 
     def make_key(name: str) -> str:

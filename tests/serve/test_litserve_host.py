@@ -110,7 +110,7 @@ async def texts(courier: Courier, asked: ChatRequest, *, leave_after: int | None
 
 
 def test_nothing_is_left_in_the_tables() -> None:
-    """Proves SYS-R-002: 3,000 requests, of which a third are left before their first word, in the middle, or by a task that is cancelled at once."""
+    """3,000 requests, of which a third are left before their first word, in the middle, or by a task that is cancelled at once."""
 
     async def run() -> None:
         ends = Ends()
@@ -176,7 +176,7 @@ def test_a_question_that_the_engine_fails_at_is_answered() -> None:
 
 
 def test_a_worker_that_dies_is_told_to_everybody() -> None:
-    """Proves SYS-R-003: within the blink of an eye, also where it was dead before anybody could watch it."""
+    """Within the blink of an eye, also where it was dead before anybody could watch it."""
 
     class Told(Courier):
         def die(self, why: str) -> None:

@@ -81,24 +81,24 @@ def unchanged(server: Server, model: str, *, warm: int, count: int, memory_mib: 
 
 
 def test_five_hundred_requests_of_the_door(echo: Server) -> None:
-    """Proves SYS-R-002: nothing grows."""
+    """Nothing grows."""
     unchanged(echo, "echo", warm=300, count=500, memory_mib=20)
 
 
 def test_five_hundred_requests_of_the_hf_engine(nano: Server) -> None:
-    """Proves SYS-R-002: nothing grows, in none of its processes."""
+    """Nothing grows, in none of its processes."""
     unchanged(nano, "nano", warm=150, count=350, memory_mib=40)
 
 
 @pytest.mark.slow
 def test_ten_thousand_requests_of_the_door(tmp_path: Path) -> None:
-    """Proves SYS-R-002."""
+    """The same over 10,000, a third of them left."""
     with serving(tmp_path, "engine=echo") as server:
         unchanged(server, "echo", warm=1000, count=10_000, memory_mib=30)
 
 
 @pytest.mark.slow
 def test_ten_thousand_requests_of_the_hf_engine(tmp_path: Path, shared_models: Path) -> None:
-    """Proves SYS-R-002."""
+    """The same over 10,000, a third of them left."""
     with serving(tmp_path, "model=nano", "model.dtype=fp32", "serve.prove=false", environment={"LARGEFORGE_CACHE": str(shared_models)}) as server:
         unchanged(server, "nano", warm=1000, count=10_000, memory_mib=60)
