@@ -34,7 +34,7 @@ class Reply:
         answer_tokens: likewise.
         finished: it said why it ended.
         error: code or type of the error that it told; "" is none.
-        text_hash: of what was said.
+        text_hash: of what was said, but for halves of characters.
         text: what was said, where it was asked for.
     """
 
