@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 CACHE_BYTES = 4 * 2**30  # keys and values of one batch at most, on a CPU and of a list
 CPU_SHARE, GPU_SHARE = 0.25, 0.85  # of free memory, for keys and values
 WINDOW_BATCHES = 4  # requests are sorted by length within so many batches: answers still come while others are asked
+LONG_PROMPT = 20_000  # characters: a few milliseconds of a tokenizer's work
 
 
 class HF:
@@ -145,7 +146,8 @@ class HF:
     async def _ask(self, request: ChatRequest, *, streaming: bool) -> tuple[list[int], AsyncGenerator[Said, None]]:
         """Check a request and put it to the batch, which takes it in at its next step."""
         try:
-            prompt = self._prompt(request)
+            # a long one takes a while, in which the others' tokens would wait; tokenizers let go of the interpreter's lock
+            prompt = await asyncio.to_thread(self._prompt, request) if _letters(request) > LONG_PROMPT else self._prompt(request)
         except InputError as fault:
             raise EngineError(fault.message, reason="refused", next_step=fault.next_step) from fault
         adapter = self._adapter(request)
@@ -373,6 +375,12 @@ class HF:
         dtypes = {parameter.dtype for parameter in self.network.parameters() if parameter.is_floating_point()}
         half = dtypes & {torch.bfloat16, torch.float16}
         return half.pop() if half and len(dtypes) > 1 else None
+
+
+def _letters(request: ChatRequest) -> int:
+    """How long what is asked is, in characters."""
+    prompt = request.prompt
+    return sum(len(message.content) for message in request.messages) + (len(prompt) if prompt is not None else 0)
 
 
 @contextmanager

@@ -200,7 +200,8 @@ def hosted(config: ServeConfig) -> Any:
         pins = find("largeforge.proof.served.in_process")(pins, engine)
     engine.start()
     context = int(getattr(model.network.config, "max_position_embeddings", 0))
-    return made(engine=engine, pinned=pins, tokenize=partial(token_ids, engine), context=context)
+    longest = max(map(len, engine.tokenizer.get_vocab()), default=0)
+    return made(engine=engine, pinned=pins, tokenize=partial(token_ids, engine), context=context, longest_token=longest)
 
 
 def pinned(model: LoadedModel) -> list[dict[str, Any]]:
