@@ -31,8 +31,7 @@ def measure(folder: Path, *, num: int) -> int:
         raise RuntimeError(f"generate ended with {done.returncode}:\n{done.stderr[-3000:]}")
     expected = json.loads((folder / "expected.json").read_text(encoding="utf-8"))
     adapters = ",".join(f"{name}:{folder / name}" for name in NAMES)
-    # serve.prove=false: what it compares on a few prompts is compared here on many
-    words = ["model=nano", "model.dtype=fp32", "engine.batch_size=32", "serve.prove=false", f"engine.adapters={{{adapters}}}"]
+    words = ["model=nano", "model.dtype=fp32", "engine.batch_size=32", f"engine.adapters={{{adapters}}}"]
     with ours(folder / "server", *words, model="nano") as server:
         found = asyncio.run(ask_all(server.url, expected))
     stayed = [(one, told) for one, told in zip(expected, found, strict=True) if told is not None]
