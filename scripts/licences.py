@@ -22,8 +22,8 @@ EXTRAS = ("sweep", "data", "storage", "ray", "test", "dev")
 
 # SPDX ids of open licences that may be used beside Apache-2.0 without changing ours
 OPEN = {
-    "0BSD", "Apache-2.0", "BSD-2-Clause", "BSD-3-Clause", "BSL-1.0", "CC0-1.0", "CNRI-Python", "HPND", "ISC", "LGPL-3.0-only", "MIT", "MIT-0", "MIT-CMU", "MPL-2.0", "PSF-2.0",
-    "Python-2.0", "Unlicense", "Zlib", "LLVM-exception",
+    "0BSD", "Apache-2.0", "BSD-2-Clause", "BSD-3-Clause", "BSL-1.0", "CC0-1.0", "CNRI-Python", "HPND", "ISC", "LGPL-3.0-only", "MIT", "MIT-0", "MIT-CMU",
+    "MPL-2.0", "PSF-2.0", "Python-2.0", "Unlicense", "Zlib", "LLVM-exception",
 }  # fmt: skip
 
 # What distributions without a License-Expression write instead

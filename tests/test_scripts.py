@@ -112,8 +112,8 @@ def test_no_python_that_will_do(newcomer: Newcomer) -> None:
 @pytest.mark.parametrize(
     ("arguments", "asked"),
     [
-        ([], "-m pytest -m not slow and not vllm and not clients"),
-        (["--long"], "-m pytest -m not vllm and not clients"),
+        ([], "-m pytest -n 2 --dist loadfile -m not slow and not vllm and not clients"),
+        (["--long"], "-m pytest -n 2 --dist loadfile -m not vllm and not clients"),
         (["-k", "two words", "tests/test_scripts.py"], "-m pytest -m not slow and not vllm and not clients -k two words tests/test_scripts.py"),
     ],
 )
