@@ -35,9 +35,19 @@ def foreign_page(scope: Scope) -> str | None:
     A browser lets any page send simple requests, and open WebSockets, to a server on loopback: without this it could spend its time.
     """
     origin = header(scope, b"origin")
-    if origin is None or urlsplit(origin).netloc.lower() == (header(scope, b"host") or "").lower():
+    if origin is None:
         return None
-    return origin
+    try:
+        parts = urlsplit(origin)
+        name = (parts.hostname or "").lower()
+    except ValueError:
+        return origin
+    if parts.netloc.lower() != (header(scope, b"host") or "").lower():
+        return origin
+    # a name that an attacker's DNS points at loopback: where no key protects it, a loopback server is asked by its own names only
+    at = str((scope.get("server") or ("",))[0])
+    rebound = (at.startswith("127.") or at == "::1") and name not in ("localhost", "127.0.0.1", "::1") and call_of(scope).key is None
+    return origin if rebound else None
 
 
 async def respond(send: Send, status: int, body: bytes, *, content_type: bytes = JSON, headers: Iterable[tuple[bytes, bytes]] = ()) -> None:

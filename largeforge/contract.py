@@ -307,6 +307,9 @@ class Launch:
 class LaunchedEngine(Protocol):
     """An engine that is a server of its own program: `build(config.engine)` gives one, a supervisor starts it."""
 
+    def look(self) -> None:
+        """Raise ServeError where that program is not here."""
+
     def command(
         self, *, model_folder: Path, template: str, port: int, name: str, key: str, folder: Path, dtype: str = "auto", base_folder: Path | None = None
     ) -> Launch:

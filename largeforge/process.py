@@ -10,13 +10,17 @@ import socket
 PR_SET_PDEATHSIG = 1
 
 
-def die_with_parent() -> None:
-    """In a child: be killed when the parent dies, however it dies (Linux; elsewhere nothing is done)."""
+def die_with_parent(parent: int | None = None) -> None:
+    """In a child: be killed when the parent dies, however it dies (Linux; elsewhere nothing is done).
+
+    Args:
+        parent: its pid, as it said itself before the child was there: one that died before this was said is noticed. None looks at nothing.
+    """
     try:
         ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     except (OSError, AttributeError):
         return
-    if os.getppid() == 1:  # it died before this was said
+    if parent is not None and os.getppid() != parent:
         os._exit(1)
 
 

@@ -50,6 +50,10 @@ class VLLM:
         self.name = "vllm"
         self.in_flight = config.max_num_seqs
 
+    def look(self) -> None:
+        """Raise ServeError where no environment has vLLM: before a model is looked at."""
+        self._python()
+
     def command(
         self, *, model_folder: Path, template: str, port: int, name: str, key: str, folder: Path, dtype: str = "auto", base_folder: Path | None = None
     ) -> Launch:

@@ -39,6 +39,8 @@ def check_folder(folder: Path) -> None:
 def read_json(path: Path) -> dict[str, Any]:
     """Read one of a model's JSON files; a missing or damaged one is a ModelError."""
     if not path.is_file():
+        if is_artifact(path.parent / "artifact"):
+            raise ModelError(f"{path.parent} is the folder of a run; its model lies below.", next_step=f"model={path.parent / 'artifact'}")
         beside = ", ".join(sorted(p.name for p in path.parent.iterdir())[:8]) if path.parent.is_dir() else ""
         raise ModelError(
             f"{path} is missing." + (f" In this folder: {beside}." if beside else ""), next_step="give the folder that holds config.json and *.safetensors"

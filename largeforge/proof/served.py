@@ -9,7 +9,7 @@ way: a difference is one only where the model's own logits told the two apart.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -36,9 +36,9 @@ class Pin:
     Args:
         prompt: what the user says.
         ids: of the conversation, as plain transformers makes them from the model's template.
-        tokens: what plain `generate` said: ids, without the one that ends the answer.
+        tokens: what plain `generate` said: ids.
         text: of these; None where only the prompt's ids are known.
-        pieces: the text of each.
+        grown: the text after each token, without a character that is not whole yet.
         margins: how much likelier each token was than the next one, in logits.
         engine: what the engine said in its own process; None where it was not asked.
         precision: of the weights: "float32", "bfloat16" or "float16".
@@ -48,20 +48,21 @@ class Pin:
     ids: list[int]
     tokens: list[int]
     text: str | None
-    pieces: list[str]
+    grown: list[str]
     margins: list[float]
     engine: str | None
     precision: str
 
 
-def pinned(model: LoadedModel, *, ends: Collection[int]) -> list[dict[str, Any]]:
+def pinned(model: LoadedModel) -> list[dict[str, Any]]:
     """Return the pins of a loaded model, as JSON can hold them; prompts that its template refuses are left out.
+
+    Answers go on past their end, so that a model which says little is compared in as many tokens.
 
     Args:
         model: as it was loaded, before an engine has it.
-        ends: tokens that end an answer.
     """
-    return [asdict(pin) for prompt in PROMPTS if (pin := _pin(model, prompt, sorted(ends))) is not None]
+    return [asdict(pin) for prompt in PROMPTS if (pin := _pin(model, prompt)) is not None]
 
 
 def in_process(pins: Sequence[dict[str, Any]], engine: Engine) -> list[dict[str, Any]]:
@@ -71,9 +72,9 @@ def in_process(pins: Sequence[dict[str, Any]], engine: Engine) -> list[dict[str,
         CheckFailed: it says something else than plain `generate`.
     """
     asked = [Pin(**pin) for pin in pins]
-    said = [one.text for one in engine.answers([ChatRequest((Message("user", pin.prompt),), max_tokens=NUM_TOKENS) for pin in asked])]
+    said = [one.text for one in engine.answers([ChatRequest((Message("user", pin.prompt),), max_tokens=NUM_TOKENS, ignore_end=True) for pin in asked])]
     for pin, text in zip(asked, said, strict=True):
-        if text != pin.text and not _tie(pin, _same_pieces(pin, text)):
+        if text != pin.text and not _tie(pin, _same_tokens(pin, text)):
             raise CheckFailed(f"The engine answers {pin.prompt!r} with {text!r}; transformers' generate says {pin.text!r}.")
     return [asdict(replace(pin, engine=text)) for pin, text in zip(asked, said, strict=True)]
 
@@ -98,8 +99,9 @@ def _ids(tokenizer: Any, template: str, prompt: str) -> list[int] | None:
     return ids
 
 
-def _pin(model: LoadedModel, prompt: str, ends: list[int]) -> Pin | None:
+def _pin(model: LoadedModel, prompt: str) -> Pin | None:
     import torch
+    from transformers import GenerationConfig
 
     tokenizer: Any = model.tokenizer
     network: Any = model.network
@@ -107,26 +109,19 @@ def _pin(model: LoadedModel, prompt: str, ends: list[int]) -> Pin | None:
     if ids is None:
         return None
     network.eval()
+    configure: Any = GenerationConfig  # has no types
+    plain = configure(max_new_tokens=NUM_TOKENS, do_sample=False, eos_token_id=None, pad_token_id=0, return_dict_in_generate=True, output_logits=True)
     with torch.inference_mode():
         input_ids = torch.tensor([ids], device=network.device)
-        out = network.generate(
-            input_ids,
-            attention_mask=torch.ones_like(input_ids),
-            max_new_tokens=NUM_TOKENS,
-            do_sample=False,
-            eos_token_id=ends,
-            pad_token_id=ends[0],
-            return_dict_in_generate=True,
-            output_logits=True,
-        )
+        out = network.generate(input_ids, attention_mask=torch.ones_like(input_ids), generation_config=plain)
     tokens = out.sequences[0, len(ids) :].tolist()
     margins = [float(best[0] - best[1]) for best in (logits[0].float().topk(2).values for logits in out.logits)]
-    if tokens and tokens[-1] in ends:
-        tokens = tokens[:-1]
     text = tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-    pieces = [tokenizer.decode([token], skip_special_tokens=True, clean_up_tokenization_spaces=False) for token in tokens]
+    grown = [
+        tokenizer.decode(tokens[: count + 1], skip_special_tokens=True, clean_up_tokenization_spaces=False).rstrip("\ufffd") for count in range(len(tokens))
+    ]
     precision = str(next(network.parameters()).dtype).removeprefix("torch.")
-    return Pin(prompt, ids, tokens, text, pieces, margins, None, precision)
+    return Pin(prompt, ids, tokens, text, grown, margins, None, precision)
 
 
 class Endpoint(Protocol):
@@ -158,7 +153,7 @@ async def prove(endpoint: Endpoint, model: str, pins: Sequence[dict[str, Any]] |
         if ids != pin.ids or count != len(pin.ids):
             differences.append(f"{pin.prompt!r} becomes {len(ids)} tokens there ({ids[:8]} ...), not {len(pin.ids)} ({pin.ids[:8]} ...)")
         elif pin.text is not None and text != pin.text:
-            place = _same_pieces(pin, text)
+            place = _same_tokens(pin, text)
             if _tie(pin, place):
                 ties += 1
             else:
@@ -181,19 +176,14 @@ async def prove(endpoint: Endpoint, model: str, pins: Sequence[dict[str, Any]] |
 async def _asked(endpoint: Endpoint, model: str, pin: Pin) -> tuple[list[int], str, int]:
     messages = [{"role": "user", "content": pin.prompt}]
     tokenized = await endpoint.ask("/tokenize", {"model": model, "messages": messages, "add_generation_prompt": True})
-    body = {"model": model, "messages": messages, "max_tokens": NUM_TOKENS, "temperature": 0}
+    body = {"model": model, "messages": messages, "max_tokens": NUM_TOKENS, "temperature": 0, "ignore_eos": True}
     answer = await endpoint.ask("/v1/chat/completions", body)
     return tokenized["tokens"], answer["choices"][0]["message"]["content"], answer["usage"]["prompt_tokens"]
 
 
-def _same_pieces(pin: Pin, text: str) -> int:
+def _same_tokens(pin: Pin, text: str) -> int:
     """How many tokens of a pinned answer another text begins with."""
-    said = ""
-    for number, piece in enumerate(pin.pieces):
-        said += piece
-        if not text.startswith(said):
-            return number
-    return len(pin.pieces)
+    return next((count for count, grown in enumerate(pin.grown) if not text.startswith(grown)), len(pin.grown))
 
 
 def _tie(pin: Pin, place: int) -> bool:

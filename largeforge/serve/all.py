@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 
-from largeforge.serve.base import Listening, Parts, Stops, greeting, is_loopback, new_key, run_loop
+from largeforge.errors import ServeError
+from largeforge.serve.base import Listening, Parts, Prove, Stops, greeting, is_loopback, new_key, run_loop
+from largeforge.serve.completions import TROUBLE
 from largeforge.serve.config import AllConfig
 from largeforge.serve.door import Door
 from largeforge.serve.supervising import EngineServer
@@ -37,16 +40,14 @@ class All:
                 # ---- whom it asks ----
                 if parts.launch is not None:
                     key, launch = new_key(), parts.launch
-                    server = EngineServer(lambda port: launch("127.0.0.1", port, key, run.folder), folder=run.folder)
+                    server = EngineServer(lambda port: launch("127.0.0.1", port, key, run.folder), folder=run.folder, stop_s=0.0)  # the door has drained
                     server.on_restart = parts.meters.engine_restarts.inc
                     upstream = Upstream(server=server, key=key, names=[parts.name, *parts.adapters])
                 else:
                     assert parts.elsewhere is not None
                     url, key, model = parts.elsewhere
-                    named = [parts.name] if parts.name else []
-                    upstream = Upstream(url=url.removesuffix("/v1"), key=key, names=named, model=model, ready_path="")
+                    upstream = Upstream(url=url, key=key, names=[parts.name] if parts.name else [], model=model)
                 await upstream.open()
-                name = upstream.names[0]
 
                 # ---- the door, which says that it is loading ----
                 door = Door(
@@ -55,28 +56,39 @@ class All:
                     meters=parts.meters,
                     store=parts.store,
                     defaults=parts.defaults,
-                    title=f"LargeForge: {name}",
+                    title=f"LargeForge: {parts.name}" if parts.name else "LargeForge",
                 )
                 await listening.start(door)
 
                 # ---- the engine, and the proof ----
                 if server is not None:
-                    run.progress.say(f"starting {name} (its log: {run.folder / 'engine.txt'})")
+                    run.progress.say(f"starting {parts.name} (its log: {run.folder / 'engine.txt'})")
                     if not await stops.unless_asked(server.start()):
                         return
                     parts.meters.model_load_time.set(server.load_seconds)
                     run.measure(load_seconds=server.load_seconds)
-                proof = await parts.prove(upstream, name) if config.prove and parts.prove is not None else ""
+                elif not await stops.unless_asked(upstream.find(config.start_timeout_s)):
+                    return
+                name = upstream.names[0]
+                proof = ""
+                if config.prove and parts.prove is not None:
+                    proven = asyncio.ensure_future(self._prove(parts.prove, upstream, name))
+                    if not await stops.unless_asked(proven):
+                        return
+                    proof = proven.result()
                 door.loading = False
                 seconds = time.monotonic() - start
                 run.measure(ready_seconds=seconds)
-                run.progress.say(greeting(listening, name=name, seconds=seconds, proof=proof, keys=parts.asks_for_keys(required)))
+                run.progress.say(
+                    greeting(listening, name=name, seconds=seconds, proof=proof, keys=parts.asks_for_keys(required), alone=is_loopback(config.host))
+                )
 
                 # ---- until it is to stop ----
                 await stops.asked.wait()
                 left = await door.drain(config.drain_s, at_once=lambda: stops.at_once)
                 if left:
-                    run.progress.say(f"{left} answers were not finished after {config.drain_s:g} s.")
+                    run.progress.say(f"{left} {'answer was' if left == 1 else 'answers were'} broken off after {config.drain_s:g} s, and told so.")
+                run.progress.say("stopped")
                 run.measure(restarts=float(server.restarts if server is not None else 0))
         finally:
             await listening.stop()
@@ -85,3 +97,12 @@ class All:
             if server is not None:
                 await server.stop()
             listening.close()
+
+    async def _prove(self, prove: Prove, upstream: Upstream, name: str) -> str:
+        """Prove; once more where the engine died meanwhile. Raises CheckFailed, ServeError."""
+        try:
+            return await prove(upstream, name)
+        except TROUBLE:
+            if not await upstream.again():
+                raise ServeError("The engine died while its answers were compared with the model's.", next_step="see engine.txt in the run's folder") from None
+            return await prove(upstream, name)

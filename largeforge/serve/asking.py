@@ -36,6 +36,9 @@ REFUSED: dict[str, tuple[Any, ...]] = {
 }
 
 
+COLDEST = 1e-3
+
+
 @dataclass(frozen=True)
 class Defaults:
     """What holds where a request does not say: the engine's config (section 6.1.1: 256, 0.7, 0.9, 50)."""
@@ -70,7 +73,7 @@ def asked_of(request: Request, *, defaults: Defaults, adapters: Sequence[str]) -
     one = ChatRequest(
         messages=tuple(_message(number, said) for number, said in enumerate(request.messages)) if isinstance(request, ChatCompletionRequest) else (),
         max_tokens=most if most is not None else defaults.max_tokens,
-        temperature=float(request.temperature if request.temperature is not None else defaults.temperature),
+        temperature=_temperature(request.temperature if request.temperature is not None else defaults.temperature),
         top_p=float(request.top_p if request.top_p is not None else defaults.top_p),
         top_k=max(0, request.top_k if request.top_k is not None else defaults.top_k),
         seed=(request.seed if request.seed is not None else secrets.randbits(62)) % 2**63,
@@ -107,6 +110,11 @@ def _message(number: int, said: ChatMessage) -> Message:
     except UnicodeEncodeError as fault:
         raise BadRequest(f"{param}.content has half a character (a lone surrogate).", param=param, code="invalid_value") from fault
     return Message(cast(Role, "system" if said.role == "developer" else said.role), content)
+
+
+def _temperature(value: float) -> float:
+    """A temperature that logits can be divided by; below that only the likeliest token has a chance."""
+    return float(value) if value >= COLDEST else 0.0
 
 
 def _logprobs(request: Request) -> int | None:

@@ -14,7 +14,7 @@ import secrets
 import signal
 import socket
 import ssl
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime, timezone
@@ -34,6 +34,9 @@ from largeforge.serve.upstream import Upstream
 
 FINISH_S = 5  # for connections that are open and ask nothing, at the end
 LONGEST_WAIT_FOR_SOCKETS = 2048
+
+
+Prove = Callable[[Upstream, str], Coroutine[Any, Any, str]]
 
 
 @dataclass(frozen=True)
@@ -66,7 +69,7 @@ class Parts:
     protocol: type[asyncio.Protocol]
     asks_for_keys: Callable[[bool], bool]
     store: Store | None
-    prove: Callable[[Upstream, str], Coroutine[Any, Any, str]] | None = None
+    prove: Prove | None = None
 
 
 def new_key() -> str:
@@ -133,7 +136,7 @@ class Stops:
             loop.remove_signal_handler(number)
             signal.signal(number, handler)
 
-    async def unless_asked(self, work: Coroutine[Any, Any, None]) -> bool:
+    async def unless_asked(self, work: Awaitable[Any]) -> bool:
         """Do work; give it up and return False where a stop is asked for meanwhile."""
         task, asked = asyncio.ensure_future(work), asyncio.ensure_future(self.asked.wait())
         try:
@@ -157,8 +160,8 @@ class Stops:
         self._run.progress.say("Stopping: what runs is finished; once more stops at once.")
 
 
-def listening(host: str, port: int) -> socket.socket:
-    """Return a socket that listens. Raises ServeError where that cannot be."""
+def listening(host: str, port: int, key: str = "port") -> socket.socket:
+    """Return a socket that listens. Raises ServeError, naming the key of the config, where that cannot be."""
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
     except socket.gaierror as fault:
@@ -172,7 +175,8 @@ def listening(host: str, port: int) -> socket.socket:
         one.close()
         taken = fault.errno == 98
         what = f"Port {port} of {host} is taken" if taken else f"{host}:{port} cannot be listened on: {fault.strerror}"
-        raise ServeError(f"{what}.", next_step=f"serve.port={port + 10 if port < 65500 else 8000}, or 0 for any free one") from fault
+        other = f"serve.{key}={port + 10 if port < 65500 else 8000}, or 0 for any free one" if key == "port" else f"serve.{key}=<another>, or 0 for no gRPC"
+        raise ServeError(f"{what}.", next_step=other if taken else "serve.host=127.0.0.1, or an address of this machine") from fault
     one.setblocking(False)
     return one
 
@@ -225,10 +229,25 @@ class Listening:
         self.tls = certificate(config)
         self.socket = listening(config.host, config.port)
         self.port = int(self.socket.getsockname()[1])
-        self.grpc_port = 0
+        self.grpc_port = self._for_grpc()
         self._server: _Uvicorn | None = None
         self._serving: asyncio.Task[None] | None = None
         self._grpc: Any = None
+
+    def _for_grpc(self) -> int:
+        """The port of gRPC, looked at before anything is loaded: as told, else the next one, else any free one; 0 is none."""
+        wanted = self.config.grpc_port
+        if wanted == 0:
+            return 0
+        try:
+            one = listening(self.config.host, self.port + 1 if wanted is None else wanted, "grpc_port")
+        except (ServeError, OverflowError):
+            if wanted is not None:
+                self.socket.close()
+                raise
+            one = listening(self.config.host, 0, "grpc_port")  # another server has the next one
+        with one:
+            return int(one.getsockname()[1])
 
     @property
     def url(self) -> str:
@@ -264,13 +283,13 @@ class Listening:
                 await self._serving
                 raise ServeError("The door's HTTP server ended before it was ready.")
             await asyncio.sleep(0.01)
-        if self.config.grpc_port != 0:
+        if self.grpc_port:
+            os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # what goes wrong is raised
             os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "false")  # children are other programs: nothing of gRPC goes on in them
             from largeforge.serve.grpc import GrpcServer  # loads grpc: where it is asked for
 
             self._grpc = GrpcServer(door, ready=lambda: door.state == "ready", authorise=door.authorise)
-            wanted = self.config.grpc_port or (self.port + 1 if self.config.port else 0)
-            self.grpc_port = await self._grpc.start(self.config.host, wanted, tls=self.tls)
+            await self._grpc.start(self.config.host, self.grpc_port, tls=self.tls)
 
     async def stop(self) -> None:
         """Close every connection."""
@@ -289,20 +308,23 @@ class Listening:
         self.socket.close()
 
 
-def greeting(listening: Listening, *, name: str, seconds: float, proof: str, keys: bool) -> str:
+def greeting(listening: Listening, *, name: str, seconds: float, proof: str, keys: bool, alone: bool) -> str:
     """What a user reads when it is ready: where it is, how to ask it."""
     url = listening.url
     body = json.dumps({"model": name, "messages": [{"role": "user", "content": "Hello!"}]})
     key = " -H 'Authorization: Bearer <key>'" if keys else ""
     insecure = " --cacert <your CA>" if listening.tls else ""
+    told = "not asked for: only this machine gets in" if alone else f"not asked for: EVERYBODY who reaches {listening.config.host} gets in"
+    if keys:
+        told = "asked for; make one: python -m largeforge task=keys create=<name>"
     lines = [
         f"\nready in {seconds:.1f} s: {name} at {url}/v1",
-        *([proof] if proof else []),
+        proof or "  proof    none: nothing was compared with the model",
         f"  talk     {url}/",
         f"  try      curl{insecure} {url}/v1/chat/completions -H 'Content-Type: application/json'{key} -d '{body}'",
-        f"  docs     {url}/docs",
+        f"  docs     {url}/docs{'   (with a key)' if keys else ''}",
         f"  gRPC     {url.partition('://')[2].rpartition(':')[0]}:{listening.grpc_port}" if listening.grpc_port else "  gRPC     off",
-        f"  keys     {'asked for; make one: python -m largeforge task=keys create=<name>' if keys else 'not asked for: only this machine gets in'}",
+        f"  keys     {told}",
         "Ctrl-C or SIGTERM stops it; what runs is finished first.",
     ]
     return "\n".join(lines)

@@ -19,13 +19,15 @@ from largeforge.call import Call, call_of, error_body
 from largeforge.serve.asking import Defaults
 from largeforge.serve.engine_app import STREAM_HEADERS, Gone, read_body, until_gone
 from largeforge.serve.upstream import Upstream
-from largeforge.serve.wire import CHAT, COMPLETIONS, BadRequest, ChatCompletionRequest, error_event, models_body, parse
+from largeforge.serve.wire import CHAT, COMPLETIONS, BadRequest, ChatCompletionRequest, error_event, model_body, models_body, parse
 
 MODELS = "/v1/models"
 PATHS = (CHAT, COMPLETIONS, MODELS)
 GONE = 499  # nginx's status of a client that went away
 DIED = "The engine died while it answered; ask again."
-UNREACHABLE = "The engine cannot be reached; it is started again."
+STOPPING = "The server is stopping; ask again elsewhere."
+SPACED = (b'"usage": {', b'"finish_reason": "', b'"error": {')  # as json.dumps writes them
+LONGEST_EVENT = 16 * 2**20
 TROUBLE = (aiohttp.ClientError, OSError, asyncio.TimeoutError)
 
 
@@ -44,10 +46,17 @@ class Completions:
         self.defaults = defaults
         self.created = created
         self.piece = piece
+        self.running: dict[_Passing, asyncio.Task[Any]] = {}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         path, method = scope["path"], scope["method"]
         call = call_of(scope)
+        if path.startswith(f"{MODELS}/"):
+            name = path.removeprefix(f"{MODELS}/")
+            if method in ("GET", "HEAD") and name in self.upstream.names:
+                call.status = 200
+                return await respond(send, 200, model_body(name, created=self.created, parent=self.upstream.names[0]))
+            return await refuse(scope, receive, send, 404, self._unknown(name), kind="invalid_request_error", code="model_not_found", param="model")
         if path == MODELS:
             if method not in ("GET", "HEAD"):
                 return await refuse(scope, receive, send, 405, f"{path} takes GET.", kind="invalid_request_error", headers={"allow": "GET"})
@@ -70,7 +79,7 @@ class Completions:
         request, fields = parse(path, raw)
         names = self.upstream.names
         if request.model not in names:
-            raise BadRequest(f"The model '{request.model[:200]}' does not exist.", param="model", status=404, code="model_not_found")
+            raise BadRequest(self._unknown(request.model), param="model", status=404, code="model_not_found")
         call.model, call.stream = request.model, bool(request.stream)
         if self.upstream.model and request.model == names[0]:
             fields["model"] = self.upstream.model
@@ -89,6 +98,16 @@ class Completions:
             fields["stream_options"] = {**(fields.get("stream_options") or {}), "include_usage": True}
         return orjson.dumps(fields), options is not None and options.include_usage
 
+    def _unknown(self, name: str) -> str:
+        return f"The model '{name[:200]}' does not exist; there is: {', '.join(self.upstream.names[:20])}."
+
+    def break_off(self) -> int:
+        """End what runs: each is told so. Returns how many there were."""
+        for passing, task in self.running.items():
+            passing.stopped = True
+            task.cancel()
+        return len(self.running)
+
     async def _while_there(self, passing: _Passing, receive: Receive) -> None:
         """Run it; stop it at once where the client goes away."""
         current = asyncio.current_task()
@@ -103,16 +122,21 @@ class Completions:
                 current.cancel()
 
         gone.add_done_callback(leave)
+        self.running[passing] = current
         try:
             await passing.run()
         except asyncio.CancelledError:
-            if not left:
+            if not left and not passing.stopped:
                 raise
             if hasattr(current, "uncancel"):
                 current.uncancel()
-            passing.call.status = GONE
+            if left:
+                passing.call.status = GONE
+            else:
+                await passing.fail(503, STOPPING, code="draining")
         finally:
             passing.over = True
+            del self.running[passing]
             gone.cancel()
 
 
@@ -123,21 +147,22 @@ class _Passing:
         self.door, self.call, self.path, self.body, self.send = door, call, path, body, send
         self.wants_usage = wants_usage
         self.over = False
+        self.stopped = False
 
     async def run(self) -> None:
         """Ask; ask once more where the engine died before anything was sent."""
         upstream = self.door.upstream
         if not upstream.ready and not await upstream.again():
-            return await self._fail(503, UNREACHABLE)
+            return await self.fail(503, upstream.lost)
         for attempt in (1, 2):
             try:
                 if await self._once(last=attempt == 2):
                     return
             except TROUBLE:
                 if self.call.begun:
-                    return await self._fail(503, DIED)
+                    return await self.fail(503, DIED)
             if attempt == 2 or not await upstream.again():
-                return await self._fail(503, UNREACHABLE)
+                return await self.fail(503, upstream.lost)
             self.call.retried = True
 
     async def _once(self, *, last: bool) -> bool:
@@ -164,11 +189,13 @@ class _Passing:
         elif not (isinstance(found, dict) and isinstance(found.get("error"), dict)):
             status = status if 400 <= status < 500 else 502
             body = orjson.dumps(error_body(f"The engine answered {response.status} and no JSON.", kind="server_error"))
+        again = response.headers.get("Retry-After")
+        if status in (401, 403):  # the door's own key was refused: not the client's fault, and none of its business
+            status, body = 503, orjson.dumps(error_body("The engine refuses the door's key.", kind="server_error", code="engine_unavailable"))
         if status != 200:
-            status = 503 if status in (401, 403) else status  # the door's own key was refused: not the client's fault
             self.call.error = "invalid_request_error" if status < 500 else "server_error"
         self.call.status = status
-        await respond(self.send, status, body, headers=[(b"retry-after", b"1")] if status == 503 else ())
+        await respond(self.send, status, body, headers=[(b"retry-after", (again or "1").encode("latin-1"))] if status in (429, 503) else ())
 
     async def _stream(self, response: aiohttp.ClientResponse) -> None:
         call, send, piece = self.call, self.send, self.door.piece
@@ -176,12 +203,17 @@ class _Passing:
         done = False
         async for chunk in response.content.iter_any():
             data = rest + chunk if rest else chunk
+            if b"\r" in data:  # some servers end lines so; a half line end waits for its other half
+                data, tail = (data[:-1], b"\r") if data.endswith(b"\r") else (data, b"")
+                data = data.replace(b"\r\n", b"\n") + tail
             cut = data.rfind(b"\n\n") + 2
             if cut == 1:
                 rest = data
+                if len(rest) > LONGEST_EVENT:
+                    raise aiohttp.ClientPayloadError("an event without end")
                 continue
             data, rest = data[:cut], data[cut:]
-            if b'"usage":{' in data or b'"finish_reason":"' in data or b'"error":{' in data or b"[DONE]" in data or b'"usage": {' in data:
+            if b'"usage":{' in data or b'"finish_reason":"' in data or b'"error":{' in data or b"[DONE]" in data or any(one in data for one in SPACED):
                 data, done = self._read(data)
             if not data:
                 continue
@@ -235,12 +267,12 @@ class _Passing:
         if isinstance(found.get("error"), dict):
             call.error = str(found["error"].get("type") or "server_error")
 
-    async def _fail(self, status: int, message: str) -> None:
+    async def fail(self, status: int, message: str, *, code: str = "") -> None:
         """Say that there is no answer, or no more of it."""
         self.call.error = "server_error"
         if self.call.begun:
-            await self.send({"type": "http.response.body", "body": error_event(message, code="engine_died")})
+            await self.send({"type": "http.response.body", "body": error_event(message, code=code or "engine_died")})
             return
         self.call.status = status
-        body = orjson.dumps(error_body(message, kind="server_error", code="engine_unavailable"))
+        body = orjson.dumps(error_body(message, kind="server_error", code=code or "engine_unavailable"))
         await respond(self.send, status, body, headers=[(b"retry-after", b"1")])

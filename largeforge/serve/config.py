@@ -16,6 +16,8 @@ class ServeConfig(PartConfig):
 
     has_door: ClassVar[bool] = True
     """Whether clients reach it, past guards; an engine server answers its door only."""
+    has_engine: ClassVar[bool] = True
+    """Whether it starts an engine, or asks one that stands elsewhere."""
 
     host: str = Field(min_length=1, description="Where it listens.")
     port: Port = Field(description="On which port; 0 takes a free one.")
@@ -44,6 +46,9 @@ class AllConfig(DoorConfig):
 class DoorOnlyConfig(DoorConfig):
     """The door alone, in front of an engine server that stands elsewhere."""
 
+    has_engine = False
+
+    start_timeout_s: PositiveFloat = Field(description="Seconds until the engine server must answer; it is loading until then.")
     engine_url: str = Field(min_length=1, description="Where the engine server stands: http://10.0.0.5:8100.")
     engine_key: SecretStr | None = Field(description="What it asks for.")
 

@@ -17,13 +17,14 @@ from largeforge.call import GENERATING
 from largeforge.contract import Store
 from largeforge.errors import StoreError
 from largeforge.serve.asking import Defaults
-from largeforge.serve.completions import PATHS, Completions
+from largeforge.serve.completions import MODELS, PATHS, Completions
 from largeforge.serve.inner import call as inner_call
 from largeforge.serve.pages import SCRIPT, SHEET, Asked, Component, pages
 from largeforge.serve.upstream import Upstream
 from largeforge.serve.websocket import WebSocket
 
 SOCKET = "/v1/ws"
+LAST_WORDS_S = 2.0  # for those who are told at the end that they are not answered any more
 ROUTES = (*PATHS, SOCKET, "/", "/health", "/ready", "/metrics", "/docs", SCRIPT, SHEET, "/openapi.json")
 """Every path that is answered; any other is "other" in logs and metrics."""
 METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"  # Prometheus' text exposition format
@@ -92,7 +93,7 @@ class Door:
             return
         if path == SOCKET:
             return await refuse(scope, receive, send, 426, f"{SOCKET} is a WebSocket.", kind="invalid_request_error", headers={"upgrade": "websocket"})
-        if path not in PATHS:
+        if path not in PATHS and not path.startswith(f"{MODELS}/"):
             await self.pages(scope, receive, send)
             return
         origin = foreign_page(scope)
@@ -145,7 +146,11 @@ class Door:
         until = time.monotonic() + limit_s
         while self._running and time.monotonic() < until and not at_once():
             await asyncio.sleep(0.05)
-        return self._running
+        left = self._running
+        while self._running and time.monotonic() < until + LAST_WORDS_S:  # those that wait in the queue come after those that run
+            self.completions.break_off()
+            await asyncio.sleep(0.05)
+        return left
 
     @property
     def _running(self) -> int:

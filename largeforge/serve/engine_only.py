@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import socket
 import time
 
 from largeforge.errors import InputError
-from largeforge.serve.base import Parts, Stops, is_loopback, run_loop
+from largeforge.serve.base import Parts, Stops, is_loopback, listening, run_loop
 from largeforge.serve.config import EngineOnlyConfig
 from largeforge.serve.supervising import EngineServer
 
@@ -43,13 +44,17 @@ class EngineOnly:
         server = EngineServer(
             lambda port: launch(config.host, port, key, run.folder), folder=run.folder, host="127.0.0.1", port=config.port, stop_s=config.drain_s + 5
         )
+        listening(config.host, config.port).close()  # taken: said now, not by a server that answers in its place
+        run.progress.say(f"starting the engine server of {parts.name} (its log: {run.folder / 'engine.txt'})")
         try:
             with Stops(run) as stops:
                 if not await stops.unless_asked(server.start()):
                     return
                 run.measure(ready_seconds=time.monotonic() - start, load_seconds=server.load_seconds)
                 run.progress.say(f"\nready in {time.monotonic() - start:.1f} s: the engine server of {parts.name} at http://{config.host}:{config.port}")
-                run.progress.say("its door: python -m largeforge task=serve serve=door serve.engine_url=http://<this machine>:" + str(config.port))
+                here = config.host if is_loopback(config.host) else socket.gethostname()
+                run.progress.say(f"its door: python -m largeforge task=serve serve=door serve.engine_url=http://{here}:{config.port}")
+                run.progress.say("Ctrl-C or SIGTERM stops it; what runs is finished first.")
                 await stops.asked.wait()
         finally:
             await server.stop()

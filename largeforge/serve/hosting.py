@@ -93,9 +93,6 @@ class Hosting:
 
 def main() -> int:
     """Serve what standard input says."""
-    from largeforge.process import die_with_parent
-
-    die_with_parent()
     hosting: Hosting = pickle.load(sys.stdin.buffer)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     null = os.open(os.devnull, os.O_RDONLY)

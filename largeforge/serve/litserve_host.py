@@ -9,7 +9,8 @@ answered, and a dead worker leaves its requests hanging (measured; `shared/facts
 - the worker says hello with its pid, and the API process watches that process: when it dies, everybody is told within milliseconds,
   and the whole engine server ends, to be started again by whoever supervises it.
 - every process dies with its parent, so that a kill -9 leaves none.
-Private names touched (tests/serve/test_litserve_host.py): LitLoop.run's arguments, the queues' messages, response_buffer, LitServer.lifespan.
+Private names touched (tests/serve/test_litserve_host.py): LitServer._start_server and lifespan, LitLoop.run's arguments, the queues' messages,
+response_buffer.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
+import multiprocessing
+import multiprocessing.connection
 import os
 import queue
 import signal
@@ -24,6 +27,7 @@ import threading
 import time
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing, suppress
+from functools import partial
 from typing import Any
 
 import litserve
@@ -50,11 +54,12 @@ DIED = "The engine died; it is started again."
 
 def serve(hosting: Hosting) -> None:
     """Serve until SIGTERM or SIGINT; what is being answered then is finished first."""
-    os.register_at_fork(after_in_child=die_with_parent)  # the manager's process and the API's are forked; the worker says it itself
-    server = litserve.LitServer(EngineAPI(hosting), accelerator="cpu", workers_per_device=1, timeout=False, disable_openapi_url=True)
+    os.register_at_fork(after_in_child=partial(die_with_parent, os.getpid()))  # the manager's process and the API's are forked; the worker says it itself
+    server = _Server(EngineAPI(hosting), accelerator="cpu", workers_per_device=1, timeout=False, disable_openapi_url=True)
     server.uvicorn_graceful_timeout = int(hosting.drain_s)
 
     def stop(number: int, frame: Any) -> None:
+        server.stopping = True
         raise KeyboardInterrupt  # what LitServe drains at; a plain SIGTERM would leave its children behind
 
     signal.signal(signal.SIGTERM, stop)
@@ -69,6 +74,22 @@ def serve(hosting: Hosting) -> None:
     )
 
 
+class _Server(litserve.LitServer):  # type: ignore[misc]
+    """LitServe's, which ends when its API process does: nobody else notices, and that socket, which others hold too, would take connections for ever."""
+
+    stopping = False
+
+    def _start_server(self, *arguments: Any, **how: Any) -> Any:
+        workers = super()._start_server(*arguments, **how)
+        threading.Thread(target=self._end_without, args=(workers[API_PROCESS],), name="largeforge-watch", daemon=True).start()
+        return workers
+
+    def _end_without(self, api: Any) -> None:
+        multiprocessing.connection.wait([api.sentinel])
+        if not self.stopping:
+            os.killpg(os.getpgid(0), signal.SIGKILL)
+
+
 class EngineAPI(litserve.LitAPI):  # type: ignore[misc]
     """Makes the engine in the worker."""
 
@@ -79,7 +100,8 @@ class EngineAPI(litserve.LitAPI):  # type: ignore[misc]
 
     def setup(self, device: str) -> None:
         """Load the model; what is wrong with it is left where the supervisor finds it."""
-        die_with_parent()
+        parent = multiprocessing.parent_process()
+        die_with_parent(parent.pid if parent is not None else None)
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which drains
         start = time.monotonic()
         try:
@@ -89,10 +111,16 @@ class EngineAPI(litserve.LitAPI):  # type: ignore[misc]
             raise
         self.hosted.load_seconds = time.monotonic() - start
 
-    def health(self) -> bool:
-        """In the API process: not once the worker has died, though this process still says so to everybody."""
+    async def health(self) -> bool:
+        """In the API process: whether the worker answers; not once it has died, though this process still says so to everybody."""
         app = self.spec.app
-        return app is None or not app.engine.dead
+        if app is None or app.engine.dead:
+            return app is None
+        try:
+            await app.engine.load()
+        except (EngineError, asyncio.TimeoutError):
+            return False
+        return True
 
     def predict(self, x: Any) -> Any:
         """Not called: EngineLoop runs the engine."""
@@ -154,7 +182,7 @@ class _Worker:
         try:
             self._say((name, what, self.engine.load() if what == "load" else self.hosted.token_ids(about)))
         except LargeForgeError as fault:
-            self._say((name, "fault", str(fault), "refused"))
+            self._say((name, "fault", fault.message, "refused"))
         except Exception as fault:
             log.exception("%s failed", what)
             self._say((name, "fault", f"The engine failed: {type(fault).__name__}.", "failed"))
@@ -165,7 +193,7 @@ class _Worker:
                 async for delta in deltas:
                     self._say((name, delta.text, delta.finish_reason, delta.usage, delta.logprobs))
         except LargeForgeError as fault:
-            self._say((name, "fault", str(fault), getattr(fault, "reason", "failed")))
+            self._say((name, "fault", fault.message, getattr(fault, "reason", "failed")))
         except Exception as fault:
             log.exception("answering failed")
             self._say((name, "fault", f"The engine failed: {type(fault).__name__}.", "failed"))

@@ -18,7 +18,7 @@ from fastapi.responses import FileResponse, HTMLResponse, JSONResponse, Response
 from pydantic import BaseModel, Field
 
 from largeforge import __version__
-from largeforge.call import call_of, error_body
+from largeforge.call import OPEN_PATHS, call_of, error_body
 from largeforge.serve.wire import CHAT, COMPLETIONS, ChatCompletionRequest, CompletionRequest
 
 SCRIPT, SHEET = "/docs/swagger-ui-bundle.js", "/docs/swagger-ui.css"  # from a package: a machine without the Internet shows its docs too
@@ -269,8 +269,10 @@ def _document(app: FastAPI) -> None:
     def openapi() -> dict[str, Any]:
         if app.openapi_schema is None:
             found = made()
-            for path in found["paths"].values():
+            for name, path in found["paths"].items():
                 for operation in path.values():
+                    if name in OPEN_PATHS:
+                        operation["security"] = []
                     operation["responses"].pop("422", None)
             for name in ("HTTPValidationError", "ValidationError"):
                 found["components"]["schemas"].pop(name, None)

@@ -12,12 +12,13 @@ import signal
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import aiohttp
 
 from largeforge.contract import Launch
-from largeforge.errors import ServeError
+from largeforge.errors import LargeForgeError, ServeError
 from largeforge.process import die_with_parent, free_port
 from largeforge.serve.hosting import WORD
 
@@ -25,6 +26,7 @@ log = logging.getLogger("largeforge.serve")
 PROBE_S = 0.05
 FIRST_WAIT_S, LONGEST_WAIT_S = 0.1, 30.0  # before it is started again; doubled each time
 CALM_S = 60.0  # one that ran so long is started again without waiting
+LOOK_S, LOOK_TIMEOUT_S, LOOKS = 2.0, 15.0, 3  # between looks, for one, and how many in a row may fail
 TAIL = 2000  # characters of what a child printed that an error shows
 
 
@@ -51,7 +53,7 @@ class EngineServer:
         self.on_restart: Callable[[], None] = lambda: None
         self._process: asyncio.subprocess.Process | None = None
         self._watcher: asyncio.Task[None] | None = None
-        self._stopping = False
+        self._ready_path = ""
 
     @property
     def pid(self) -> int | None:
@@ -66,19 +68,20 @@ class EngineServer:
 
     async def stop(self) -> None:
         """End it: asked first, killed after `stop_s`; nothing of it is left."""
-        self._stopping = True
         self.ready.clear()
         if self._watcher is not None:
             self._watcher.cancel()
-            with suppress(asyncio.CancelledError):
-                await self._watcher
+            await asyncio.gather(self._watcher, return_exceptions=True)
         process = self._process
-        if process is not None and process.returncode is None:
+        if process is None:
+            return
+        if process.returncode is None and self.stop_s:
             with suppress(ProcessLookupError):
                 process.send_signal(signal.SIGTERM)
             with suppress(asyncio.TimeoutError):
                 await asyncio.wait_for(process.wait(), self.stop_s)
         self._kill_all()
+        await process.wait()
 
     async def _spawn(self) -> Launch:
         port = self.fixed_port or free_port(self.host)
@@ -95,7 +98,7 @@ class EngineServer:
                 stderr=said,
                 env=launch.env,
                 start_new_session=True,  # Ctrl-C reaches the parent alone, which drains
-                preexec_fn=die_with_parent,
+                preexec_fn=partial(die_with_parent, os.getpid()),
             )
         except OSError as fault:
             raise ServeError(f"{launch.argv[0]} could not be started: {fault.strerror}.") from fault
@@ -103,7 +106,7 @@ class EngineServer:
             said.close()
         stdin = self._process.stdin
         assert stdin is not None
-        with suppress(BrokenPipeError, ConnectionResetError):
+        with suppress(OSError, RuntimeError):  # it may have ended already: `_up` says so
             stdin.write(launch.stdin)
             await stdin.drain()
         stdin.close()
@@ -126,6 +129,7 @@ class EngineServer:
                     raise self._failure(f"The engine server was not ready after {launch.start_timeout_s:.0f} s.")
                 await asyncio.sleep(PROBE_S)
         self.load_seconds = time.monotonic() - start
+        self._ready_path = launch.ready_path
         self.ready.set()
 
     def _failure(self, what: str) -> ServeError:
@@ -139,13 +143,13 @@ class EngineServer:
         return ServeError(f"{what}\n{tail}" if tail else what, next_step=f"see {printed}")
 
     async def _watch(self) -> None:
-        """Start it again whenever it ends."""
+        """Start it again whenever it ends, or does not answer any more."""
         wait_s = FIRST_WAIT_S
         while True:
             process = self._process
             assert process is not None
             up_since = time.monotonic()
-            await process.wait()
+            await self._until_gone(process)
             self.ready.clear()
             self._kill_all()
             self.restarts += 1
@@ -158,8 +162,28 @@ class EngineServer:
             try:
                 await self._up(await self._spawn())
                 log.warning("the engine server is ready again after %.1f s", self.load_seconds)
-            except ServeError as fault:
+            except LargeForgeError as fault:
                 log.error("the engine server did not come up: %s", fault)
+            except Exception:  # no file handle left, no folder: whatever it is, the next try comes
+                log.exception("the engine server could not be started")
+
+    async def _until_gone(self, process: asyncio.subprocess.Process) -> None:
+        """Return when it has ended; one that has not answered a few looks in a row is ended."""
+        ended = asyncio.ensure_future(process.wait())
+        missed = 0
+        try:
+            async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=LOOK_TIMEOUT_S)) as session:
+                while True:
+                    done, _ = await asyncio.wait((ended,), timeout=LOOK_S)
+                    if done:
+                        return
+                    missed = 0 if await answers(session, self.url + self._ready_path) else missed + 1
+                    if missed >= LOOKS:
+                        log.error("the engine server does not answer any more: it is ended")
+                        self._kill_all()
+                        missed = 0
+        finally:
+            ended.cancel()
 
     def _kill_all(self) -> None:
         """Kill what is left of its session: its own children too."""

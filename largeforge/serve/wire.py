@@ -299,10 +299,15 @@ def error_event(message: str, *, kind: str = "server_error", code: str | None = 
     return b"data: " + orjson.dumps(error_body(message, kind=kind, code=code)) + b"\n\n"
 
 
-def models_body(names: Sequence[str], *, created: int, parent: str = "") -> bytes:
+def models_body(names: Sequence[str], *, created: int) -> bytes:
     """The body of GET /v1/models; the first is the model itself, the others are adapters of it."""
-    listed = [
-        {"id": name, "object": "model", "created": created, "owned_by": "largeforge", "root": parent or name, "parent": names[0] if number else None}
-        for number, name in enumerate(names)
-    ]
-    return orjson.dumps({"object": "list", "data": listed})
+    return orjson.dumps({"object": "list", "data": [_model(name, created=created, parent=names[0]) for name in names]})
+
+
+def model_body(name: str, *, created: int, parent: str) -> bytes:
+    """The body of GET /v1/models/<name>."""
+    return orjson.dumps(_model(name, created=created, parent=parent))
+
+
+def _model(name: str, *, created: int, parent: str) -> dict[str, Any]:
+    return {"id": name, "object": "model", "created": created, "owned_by": "largeforge", "root": name, "parent": parent if name != parent else None}

@@ -25,6 +25,7 @@ from largeforge.task.config import ServeConfig
 # Outermost first: what is refused early costs little, and what is measured is all of it.
 GUARDS = ("request_id", "access_log", "metrics", "keys", "body_limit", "rate", "deadline", "concurrency")
 # Bytes of weights that are loaded a second time, beside a server of another program, to compare its answers with.
+REMOTE_KEYS = ("engine.url", "engine.model", "engine.api_key")
 LARGEST_PINNED = 2 * 2**30
 
 
@@ -69,7 +70,9 @@ class Serve:
         """What the server is made of."""
         engine: Any = self.config.engine
         elsewhere = engine.hosting == "elsewhere"
-        if engine.hosting == "own":
+        self.refuse_what_means_nothing(run)
+        if engine.hosting == "own" and self.config.serve.has_engine:
+            build(engine).look()
             run.progress.say(f"looking at {self.name}: {len(self.own_model['pins'])} pinned answers by plain transformers")
         defaults = find("largeforge.serve.asking.Defaults")(engine.max_tokens, engine.temperature, engine.top_p, engine.top_k)
         return {
@@ -116,7 +119,8 @@ class Serve:
             drain_s=config.serve.drain_s,
         )
         argv = [sys.executable, "-m", "largeforge.serve.hosting"]
-        environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("LIT_")}  # LitServe's own key would lock the door out
+        environment["PYTHONUNBUFFERED"] = "1"
         return Launch(argv, environment, "/health", getattr(config.serve, "start_timeout_s", 900.0), stdin=pickle.dumps(hosting))
 
     def launch_own(self, port: int, key: str, folder: Path) -> Launch:
@@ -143,13 +147,36 @@ class Serve:
             return lambda upstream, name: prove(upstream, name, self.own_model["pins"])
         return None
 
-    def elsewhere(self, run: Run) -> tuple[str, str, str]:
-        """URL, key and the model's name there, of an engine that stands elsewhere."""
+    def refuse_what_means_nothing(self, run: Run) -> None:
+        """Raise InputError for a setting of the command line that the choice of serve or engine has no use for: it would be ignored."""
+        config: Any = self.config
+        elsewhere = config.engine.hosting == "elsewhere"
         for word in run.composed.overrides:
-            if word.partition("=")[0].partition(".")[0] in ("model", "quant"):
-                raise InputError(f"{word} is for an engine of this machine; the chosen one stands elsewhere.", next_step="engine.model=<its name there>")
+            key = word.lstrip("+").partition("=")[0]
+            group = key.partition(".")[0].partition("@")[0]
+            if not config.serve.has_engine and (group in ("model", "quant") or key.startswith("engine.")):
+                raise InputError(f"{word} is for the engine server, and serve=door starts none.", next_step=f"{word} where serve=engine runs")
+            if not config.serve.has_door and group in ("guards", "store"):
+                raise InputError(f"{word} is for a door, and serve=engine has none.", next_step=f"{word} where serve=door runs")
+            if group in ("model", "quant") and config.engine.hosting in ("elsewhere", "uvicorn"):
+                raise InputError(f"{word} is for an engine that loads a model; the chosen one loads none.", next_step="engine=hf, or leave it out")
+            if elsewhere and key.startswith("engine.") and key not in REMOTE_KEYS:
+                raise InputError(
+                    f"{word} is for making data; a door passes requests on as they are.", next_step="guards.rate and guards.deadline limit what clients ask"
+                )
+        if self.name in getattr(config.engine, "adapters", {}):
+            raise InputError(f"engine.adapters has one named {self.name}, and the model is called that.", next_step="serve.name=<another name>")
+        if config.engine.hosting == "own" and not config.serve.has_door and config.serve.host != "127.0.0.1":
+            raise InputError("engine=vllm listens on this machine alone.", next_step="serve=all, or vLLM's own server")
+
+    def elsewhere(self, run: Run) -> tuple[str, str, str]:
+        """URL, key and the model's name there, of an engine that stands elsewhere. Raises InputError where the URL is none."""
         engine: Any = self.config.engine
-        return engine.url.rstrip("/"), engine.api_key.get_secret_value() if engine.api_key is not None else "", engine.model or ""
+        return (
+            find("largeforge.engine.completions.base_url")(engine.url),
+            engine.api_key.get_secret_value() if engine.api_key is not None else "",
+            engine.model or "",
+        )
 
     @property
     def name(self) -> str:
@@ -194,7 +221,7 @@ def hosted(config: ServeConfig) -> Any:
     quant: Quant = build(config.quant)
     model: LoadedModel = build(config.model).load(trainable=False, quant=quant)
     proven = getattr(config.serve, "prove", False)
-    pins = pinned(model) if proven else []  # before the engine has it, and puts adapters into it
+    pins = find("largeforge.proof.served.pinned")(model) if proven else []  # before the engine has it, and puts adapters into it
     engine: Any = build(config.engine, model=model, serving=True)
     if proven:
         pins = find("largeforge.proof.served.in_process")(pins, engine)
@@ -202,13 +229,6 @@ def hosted(config: ServeConfig) -> Any:
     context = int(getattr(model.network.config, "max_position_embeddings", 0))
     longest = max(map(len, engine.tokenizer.get_vocab()), default=0)
     return made(engine=engine, pinned=pins, tokenize=partial(token_ids, engine), context=context, longest_token=longest)
-
-
-def pinned(model: LoadedModel) -> list[dict[str, Any]]:
-    """The pinned answers of a model, by transformers' own generate."""
-    ends = find("largeforge.engine.prompt.answer_ends")(model)
-    pins: list[dict[str, Any]] = find("largeforge.proof.served.pinned")(model, ends=ends)
-    return pins
 
 
 def look_at(config: ServeConfig) -> dict[str, Any]:
@@ -223,7 +243,7 @@ def look_at(config: ServeConfig) -> dict[str, Any]:
     elif getattr(config.serve, "prove", False):
         quant: Quant = build(config.quant)
         model: LoadedModel = source.load(trainable=False, quant=quant)
-        pins = pinned(model)
+        pins = find("largeforge.proof.served.pinned")(model)
     return {"model_folder": place.folder, "template": source.template_text(place), "base_folder": base, "pins": pins}
 
 

@@ -265,6 +265,7 @@ def farewell(run: Run, artifact: Artifact) -> None:
     run.progress.say(f"\nartifact: {artifact.folder} ({artifact.kind} {artifact.id[:12]})")
     run.progress.say(f"report:   {run.folder / 'report.md'}")
     run.progress.say(f"talk:     python -m largeforge task=chat model={artifact.folder}")
+    run.progress.say(f"serve:    python -m largeforge task=serve model={artifact.folder}")
 
 
 def _short(text: str, limit: int = 160) -> str:

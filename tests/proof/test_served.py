@@ -34,7 +34,7 @@ def engine(nano: LoadedModel) -> Any:
 
 @pytest.fixture(scope="module")
 def pins(nano: LoadedModel, engine: Any) -> list[dict[str, Any]]:
-    return in_process(pinned(nano, ends=engine.ends), engine)
+    return in_process(pinned(nano), engine)
 
 
 class Endpoint:
@@ -50,7 +50,11 @@ class Endpoint:
         return self.pins
 
     async def ask(self, path: str, body: dict[str, Any]) -> Any:
-        request = ChatRequest(tuple(Message(one["role"], one["content"]) for one in body["messages"]), max_tokens=body.get("max_tokens", 1))
+        request = ChatRequest(
+            tuple(Message(one["role"], one["content"]) for one in body["messages"]),
+            max_tokens=body.get("max_tokens", 1),
+            ignore_end=body.get("ignore_eos", False),
+        )
         ids = prompt_ids(self.model.tokenizer, self.template, request)  # type: ignore[arg-type]
         if path == "/tokenize":
             return {"tokens": ids}
@@ -83,13 +87,13 @@ def test_a_tie_is_told_and_is_no_difference(nano: LoadedModel, engine: Any, pins
     """Only where the model itself told two tokens hardly apart, and only at that very place."""
     first = Pin(**pins[0])
     endpoint = Endpoint(nano, engine, [vars(replace(first, margins=[9.0, 9.0, 0.1, *first.margins[3:]], precision="bfloat16"))])
-    endpoint.said[first.prompt] = "".join(first.pieces[:2]) + "?"
+    endpoint.said[first.prompt] = first.grown[1] + "?"
     assert "1 of them up to a tie of two tokens in bfloat16" in asyncio.run(prove(endpoint, "nano"))
-    endpoint.said[first.prompt] = first.pieces[0] + "?"
+    endpoint.said[first.prompt] = first.grown[0] + "?"
     with pytest.raises(CheckFailed):
         asyncio.run(prove(endpoint, "nano"))
     endpoint.pins = [vars(replace(first, margins=[9.0, 9.0, 0.1, *first.margins[3:]]))]  # in fp32 0.1 is no tie
-    endpoint.said[first.prompt] = "".join(first.pieces[:2]) + "?"
+    endpoint.said[first.prompt] = first.grown[1] + "?"
     with pytest.raises(CheckFailed):
         asyncio.run(prove(endpoint, "nano"))
 

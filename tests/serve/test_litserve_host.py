@@ -238,6 +238,7 @@ def test_the_server_s_attributes(tmp_path: Path) -> None:
         assert server.response_buffer == {} and server.uvicorn_graceful_timeout == 30
         assert parameters(server._get_request_queue) == ["api_path"] and hasattr(server, "data_streamer")
         assert parameters(LitServer.lifespan) == ["self", "app"]
+        assert "return dict(enumerate(workers))" in inspect.getsource(LitServer._start_server)  # the API's process is the one of number 0
         assert [path for path, _, _ in spec.endpoints] == ["/v1/chat/completions", "/v1/completions", "/v1/models", "/stats", "/pinned", "/tokenize"]
         assert set(vars(LitSpec())) >= {"_endpoints", "api_path", "_server", "response_buffer", "request_queue", "response_queue_id"}
 

@@ -89,6 +89,24 @@ def test_defaults_are_the_specification_s(server: Server) -> None:
     assert "temperature: 0.7" in values and "top_p: 0.9" in values and "top_k: 50" in values
 
 
+def test_one_model(server: Server) -> None:
+    """As OpenAI's `models.retrieve` asks."""
+    assert server.ask("/v1/models/echo", None)[1]["id"] == "echo"
+    status, found = server.ask("/v1/models/gpt-4", None)
+    assert (status, found["error"]["code"]) == (404, "model_not_found") and "there is: echo" in found["error"]["message"]
+
+
+def test_pages_of_other_hosts_may_not_ask(server: Server) -> None:
+    """A browser sends what any page says to a server on loopback, a name that was pointed there included."""
+    own = server.url
+    assert server.ask("/v1/chat/completions", say("a"), Origin=own)[0] == 200
+    port = own.rpartition(":")[2]
+    for origin, host in (("http://evil.example", None), ("http://[abc", None), ("null", None), (f"http://evil.example:{port}", f"evil.example:{port}")):
+        headers = {"Origin": origin, **({"Host": host} if host else {})}
+        status, found = server.ask("/v1/chat/completions", say("a"), **headers)
+        assert (status, found["error"]["code"]) == (403, "origin"), origin
+
+
 @pytest.mark.parametrize(
     ("body", "status", "param", "says"),
     [
@@ -182,6 +200,25 @@ def test_stopping_lets_what_runs_finish(tmp_path: Path) -> None:
         assert found[-1] == "[DONE]" and found[-2]["usage"]["completion_tokens"] == words
         assert not any(one.is_running() for one in family)
     assert json.loads((tmp_path / "run" / "result.json").read_text(encoding="utf-8"))["status"] == "done"
+
+
+def test_what_is_not_done_in_time_is_told(tmp_path: Path) -> None:
+    """After drain_s a stream ends with an error event, not in silence; nothing is printed but that; nobody is logged as gone who is not."""
+    with serving(tmp_path, *ECHO, "serve.drain_s=0.5") as server:
+        found: list[Any] = []
+        body = {"model": "echo", "prompt": "a", "max_tokens": 3_000_000, "ignore_eos": True, "stream": True}
+        asking = threading.Thread(target=lambda: found.extend(events(server, "/v1/completions", body)))
+        asking.start()
+        until = time.monotonic() + 10
+        while "active_requests 1.0" not in server.get("/metrics") and time.monotonic() < until:
+            time.sleep(0.02)
+        assert server.stop() == 0
+        asking.join(30)
+        assert found[-1]["error"]["code"] == "draining" and len(found) > 2
+        assert "1 answer was broken off after 0.5 s" in server.said and "stopped" in server.said and "Traceback" not in server.said
+    lines = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text(encoding="utf-8").splitlines()]
+    mine = next(line for line in lines if line.get("path") == "/v1/completions")
+    assert mine["status"] == 200 and mine["error"] == "server_error"
 
 
 def test_a_port_that_is_taken(tmp_path: Path) -> None:

@@ -173,6 +173,18 @@ def test_a_kill_leaves_no_process(tmp_path: Path, shared_models: Path, which: st
             server.until_ready(30)
 
 
+def test_the_api_process_dies(tmp_path: Path, shared_models: Path) -> None:
+    """Its socket is held by others too and would take connections for ever: the engine server ends, and is started again."""
+    with serving(tmp_path, *NANO, "serve.prove=false", environment={"LARGEFORGE_CACHE": str(shared_models)}) as server:
+        host = server.family()[1]
+        worker = server.worker()
+        api = [one for one in host.children() if one.pid != worker.pid and one.cmdline()[-1] == "largeforge.serve.hosting"][-1]  # forked last
+        api.kill()
+        assert until(lambda: metric(server, "engine_restarts_total") == 1, 30)
+        server.until_ready(60)
+        assert server.ask("/v1/chat/completions", chat("Hello", max_tokens=3))[0] == 200
+
+
 def test_it_says_that_it_is_loading(tmp_path: Path, shared_models: Path) -> None:
     """From the first moment on: 503 and Retry-After while the model is loaded, then 200."""
     port = free_port()
