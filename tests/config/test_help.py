@@ -30,7 +30,8 @@ def test_no_arguments_is_help(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out == bare
 
 
-def test_help_of_a_task_has_every_key_with_type_default_and_a_line(put: Put) -> None:
+def test_help_of_a_task_has_every_key_with_type_default_and_a_line(put: Put, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "120")
     put("recipes/r.yaml", "defaults: [override /task: sft]\nadapter: {r: 77}\n")
     text = task_help(["task=sft", "model=nano"])
     assert "* model=nano" in text

@@ -500,7 +500,7 @@ def test_websockets_of_browsers(store: Counting) -> None:
 
 
 def test_every_try_is_logged(store: Counting, caplog: pytest.LogCaptureFixture) -> None:
-    """Proves SYS-SEC-006: the access log outside has a line for who came in and for who did not, with the key's first letters at most."""
+    """Proves SYS-SEC-006, SR-NF-034: the access log outside has a line for who came in and for who did not, with the key's first letters at most."""
     app = AccessLog(configured("access_log"), app=guarded(store))
     caplog.set_level(logging.INFO, logger="largeforge.access")
     for headers in (bearer(ALICE), bearer(NOBODY), {}):

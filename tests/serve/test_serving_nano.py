@@ -62,12 +62,17 @@ def test_the_proof_is_told(server: Server) -> None:
 
 
 def test_what_a_client_asks_for(server: Server) -> None:
+    """Proves SYS-F-052, SR-F-023: temperature, top_p, top_k, seed and the number of tokens are each answer's own."""
     greedy = chat("Hello", temperature=0, max_tokens=12)
     status, first = server.ask("/v1/chat/completions", greedy)
     assert status == 200 and first["usage"]["completion_tokens"] <= 12
     assert server.ask("/v1/chat/completions", greedy)[1]["choices"] == first["choices"]
     drawn = [server.ask("/v1/chat/completions", chat("Hello", seed=seed, temperature=1.5, max_tokens=12))[1]["choices"] for seed in (1, 1, 2)]
     assert drawn[0] == drawn[1] != drawn[2]
+    assert drawn[0] != first["choices"]
+    for narrow in ({"top_k": 1}, {"top_p": 1e-6}):  # only the likeliest token is left to draw
+        found = server.ask("/v1/chat/completions", chat("Hello", seed=1, temperature=1.5, max_tokens=12, **narrow))[1]["choices"]
+        assert found == first["choices"], narrow
     several = server.ask("/v1/chat/completions", chat("Hello", n=3, seed=1, temperature=1.5, max_tokens=12))[1]["choices"]
     assert several[0]["message"] == drawn[0][0]["message"] and len({one["message"]["content"] for one in several}) == 3
 

@@ -363,7 +363,7 @@ def test_it_ends_when_its_engine_is_killed_and_when_it_is_asked_to(models: Model
 @pytest.fixture(scope="module")
 def door(models: Models, python: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Door]:
     words = [f"model={models.folder}", "model.dtype=fp32", "engine=vllm", f"engine.python={python}", "engine.kv_cache_gib=0.5", "serve.name=nano"]
-    words += [f"engine.adapters.first={models.adapters['first']}", "serve.grpc_port=0", "serve.prove=false"]
+    words += [f"engine.adapters.first={models.adapters['first']}", "serve.grpc_port=0"]
     with serving(tmp_path_factory.mktemp("door"), *words) as one:
         yield one
 
@@ -383,7 +383,7 @@ def asked_through(door: Door, text: str, **body: Any) -> dict[str, Any]:
 
 
 def test_through_the_door_it_says_the_same(door: Door, models: Models) -> None:
-    """Base and adapter, several at once; and usage is vLLM's."""
+    """Proves SR-F-024, SYS-F-053: Base and adapter, several at once; and usage is vLLM's."""
     asked = [(text, name) for text in PROMPTS for name in ("nano", "first")]
     with ThreadPoolExecutor(len(asked)) as threads:
         said = list(threads.map(lambda one: asked_through(door, one[0], model=one[1]), asked))
