@@ -113,7 +113,11 @@ def _pin(model: LoadedModel, prompt: str) -> Pin | None:
     plain = configure(max_new_tokens=NUM_TOKENS, do_sample=False, eos_token_id=None, pad_token_id=0, return_dict_in_generate=True, output_logits=True)
     with torch.inference_mode():
         input_ids = torch.tensor([ids], device=network.device)
-        out = network.generate(input_ids, attention_mask=torch.ones_like(input_ids), generation_config=plain)
+        own, network.generation_config = network.generation_config, plain  # else its EOS would fill the place of None
+        try:
+            out = network.generate(input_ids, attention_mask=torch.ones_like(input_ids), generation_config=plain)
+        finally:
+            network.generation_config = own
     tokens = out.sequences[0, len(ids) :].tolist()
     margins = [float(best[0] - best[1]) for best in (logits[0].float().topk(2).values for logits in out.logits)]
     text = tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)

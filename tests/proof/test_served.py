@@ -69,6 +69,17 @@ def test_the_truth_is_proven(nano: LoadedModel, engine: Any, pins: list[dict[str
     assert "3 of 3 pinned prompts: the same token ids, and the same 48 greedy tokens as in-process and by transformers' generate" in line
 
 
+def test_answers_go_on_past_their_end(nano: LoadedModel, pins: list[dict[str, Any]]) -> None:
+    """A model that says nothing would be compared in nothing."""
+    network: Any = nano.network
+    own = network.generation_config.eos_token_id
+    network.generation_config.eos_token_id = pins[0]["tokens"][0]
+    try:
+        assert pinned(nano)[0]["tokens"] == pins[0]["tokens"] and network.generation_config.eos_token_id == pins[0]["tokens"][0]
+    finally:
+        network.generation_config.eos_token_id = own
+
+
 def test_another_template_is_found(nano: LoadedModel, engine: Any, pins: list[dict[str, Any]]) -> None:
     endpoint = Endpoint(nano, engine, pins)
     endpoint.template = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
