@@ -17,12 +17,13 @@ import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import psutil
 
-from largeforge.process import free_port
+from largeforge.process import die_with_parent, free_port
 from scripts.environments import programs
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -105,7 +106,14 @@ def running(
     start_s = time.monotonic()
     with (folder / "printed.txt").open("wb") as printed:
         process = subprocess.Popen(
-            argv, cwd=folder, env=dict(environment or os.environ), stdin=subprocess.DEVNULL, stdout=printed, stderr=printed, start_new_session=True
+            argv,
+            cwd=folder,
+            env=dict(environment or os.environ),
+            stdin=subprocess.DEVNULL,
+            stdout=printed,
+            stderr=printed,
+            start_new_session=True,
+            preexec_fn=partial(die_with_parent, os.getpid()),  # a bench that is killed leaves no server
         )
     server = Server(name, f"http://127.0.0.1:{port}", model, process, folder, own_words or {})
     family: list[psutil.Process] = []
