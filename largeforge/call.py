@@ -16,7 +16,11 @@ OPEN_PATHS = frozenset({"/health", "/ready", "/"})
 """What is answered without a key, on every transport; nothing else is."""
 
 GENERATING = frozenset({"/v1/completions", "/v1/chat/completions"})
-"""Where tokens are generated (by POST): what is limited, queued for and measured."""
+"""Where tokens are generated (by POST): what is limited, queued for and measured; a key needs the scope "infer"."""
+
+LOAD_ADAPTER, UNLOAD_ADAPTER = "/v1/load_lora_adapter", "/v1/unload_lora_adapter"
+ADMIN_PATHS = frozenset({LOAD_ADAPTER, UNLOAD_ADAPTER})
+"""What changes the server for everybody; a key needs the scope "admin"."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +34,7 @@ class Key:
         priority: higher is served first; 0 is usual.
         requests_per_minute: None is what the guard's config says.
         tokens_per_minute: of prompts and answers; None is what the guard's config says.
-        scopes: what it may do: "infer", "admin".
+        scopes: what it may do: "infer" (ask for answers), "admin" (change the server, see `ADMIN_PATHS`).
     """
 
     id: int

@@ -326,6 +326,9 @@ class LaunchedEngine(Protocol):
             base_folder: what an adapter stands on; None is what its adapter_config.json names, where that is a folder.
         """
 
+    def adapter(self, name: str, place: str) -> Path:
+        """Return the folder of an adapter that its server could take, of its name and what a user calls its place. Raises InputError."""
+
 
 class Store(Protocol):
     """What several doors share: API keys. Built as `build(config.store)`; safe to use from many threads.

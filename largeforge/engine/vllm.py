@@ -114,12 +114,12 @@ class VLLM:
         if adapters or config.runtime_adapters:
             words += ["--enable-lora", "--max-loras", str(config.max_loras), "--max-lora-rank", str(config.max_lora_rank)]
         if adapters:
-            words += ["--lora-modules", *(json.dumps({"name": name, "path": str(self._adapter(name, place))}) for name, place in adapters.items())]
+            words += ["--lora-modules", *(json.dumps({"name": name, "path": str(self.adapter(name, place))}) for name, place in adapters.items())]
         return words
 
-    def _adapter(self, name: str, place: str) -> Path:
-        """The folder of an adapter, looked at before vLLM starts, which would say so half a minute later. Raises InputError."""
-        folder = Path(place).expanduser().resolve()
+    def adapter(self, name: str, place: str) -> Path:
+        """Return the folder of an adapter, looked at before vLLM is asked for it, which would say so half a minute later, or die. Raises InputError."""
+        folder = Path(os.path.realpath(os.path.expanduser(place)))  # Path's own raise where there is no such user, or links go round
         found = _read(folder / "adapter_config.json")
         if found is None:
             raise InputError(f"The adapter {name}: {folder} holds no adapter_config.json.", next_step=f"engine.adapters.{name}=<a folder that task=sft left>")

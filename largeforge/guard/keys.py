@@ -15,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from largeforge.asgi import App, Message, Receive, Scope, Send, refuse
-from largeforge.call import OPEN_PATHS, Key, call_of, digest_of
+from largeforge.call import ADMIN_PATHS, GENERATING, OPEN_PATHS, Key, call_of, digest_of
 from largeforge.contract import Store
 from largeforge.errors import InputError, StoreError
 from largeforge.guard.config import KeysConfig
@@ -74,8 +74,13 @@ class Keys:
                 if self.required:
                     await _unavailable(scope, receive, send)
                     return
-            if call_of(scope).key is None and self.required:
+            key = call_of(scope).key
+            if key is None and self.required:
                 await _unauthorized(scope, receive, send, "Incorrect API key provided: it is not known, was revoked or has expired.")
+                return
+            if key is not None and self.required and (needed := scope_of(scope["path"])) not in (None, *key.scopes):
+                message = f"This key lacks the scope {needed}. Make one that has it: python -m largeforge task=keys create=<name> scopes=[{needed}]"
+                await refuse(scope, receive, send, 403, message, kind="permission_error", code="missing_scope")
                 return
         elif self.required:
             said = "Several different API keys were provided; send one." if shown else _MISSING
@@ -105,6 +110,11 @@ def keys_of(scope: Scope) -> set[str]:
     if scope["type"] == "websocket":
         found |= set(_shown_as_subprotocol(scope))
     return found - {""}
+
+
+def scope_of(path: str) -> str | None:
+    """Return the scope that a key needs for a path; None is any."""
+    return "infer" if path in GENERATING else "admin" if path in ADMIN_PATHS else None
 
 
 # ---- what is known ----

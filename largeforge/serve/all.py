@@ -56,6 +56,7 @@ class All:
                     meters=parts.meters,
                     store=parts.store,
                     defaults=parts.defaults,
+                    adapter=parts.adapter,
                     title=f"LargeForge: {parts.name}" if parts.name else "LargeForge",
                 )
                 await listening.start(door)

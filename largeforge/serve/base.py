@@ -56,6 +56,7 @@ class Parts:
         asks_for_keys: whether a key is asked for, by whether others than this machine reach the door.
         store: who keeps keys; opened already.
         prove: compares what an endpoint says with the pinned answers; returns a line for the user, raises CheckFailed. None proves nothing.
+        adapter: the folder of an adapter that comes while it runs, of its name and place; raises InputError. None where none comes.
     """
 
     run: Run
@@ -70,6 +71,7 @@ class Parts:
     asks_for_keys: Callable[[bool], bool]
     store: Store | None
     prove: Prove | None = None
+    adapter: Callable[[str, str], Path] | None = None
 
 
 def new_key() -> str:

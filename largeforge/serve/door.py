@@ -8,14 +8,16 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import aiohttp
 
 from largeforge.asgi import App, Receive, Scope, Send, foreign_page, refuse
-from largeforge.call import GENERATING
+from largeforge.call import ADMIN_PATHS, GENERATING
 from largeforge.contract import Store
 from largeforge.errors import StoreError
+from largeforge.serve.adapters import Adapters
 from largeforge.serve.asking import Defaults
 from largeforge.serve.completions import MODELS, PATHS, Completions
 from largeforge.serve.inner import call as inner_call
@@ -25,7 +27,7 @@ from largeforge.serve.websocket import WebSocket
 
 SOCKET = "/v1/ws"
 LAST_WORDS_S = 2.0  # for those who are told at the end that they are not answered any more
-ROUTES = (*PATHS, SOCKET, "/", "/health", "/ready", "/metrics", "/docs", SCRIPT, SHEET, "/openapi.json")
+ROUTES = (*PATHS, *sorted(ADMIN_PATHS), SOCKET, "/", "/health", "/ready", "/metrics", "/docs", SCRIPT, SHEET, "/openapi.json")
 """Every path that is answered; any other is "other" in logs and metrics."""
 METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"  # Prometheus' text exposition format
 
@@ -54,6 +56,7 @@ class Door:
         meters: what is measured: `largeforge.guard.meters.Meters`.
         store: who keeps keys; None where nobody does.
         defaults: what holds where a request does not say; None where the engine has its own.
+        adapter: looks at an adapter that comes while it runs, see `largeforge.serve.adapters`; None where none does.
         title: of the OpenAPI document.
     """
 
@@ -65,6 +68,7 @@ class Door:
         meters: Any,
         store: Store | None,
         defaults: Defaults | None,
+        adapter: Callable[[str, str], Path] | None = None,
         title: str = "LargeForge",
     ) -> None:
         self.upstream = upstream
@@ -73,7 +77,8 @@ class Door:
         self.draining = False
         self.loading = True
         self.completions = Completions(upstream, defaults=defaults, created=int(time.time()), piece=getattr(meters, "piece", None))
-        self.pages: Any = pages(Asked(self.components, lambda: self.state, self.metrics), title=title)
+        self.adapters = Adapters(upstream, look=adapter)
+        self.pages: Any = pages(Asked(self.components, lambda: self.state, self.metrics), title=title, adapters=adapter is not None)
         self.websocket = WebSocket()
         self.app, self.concurrent = guard(self.route)
         self.websocket.app = self.app
@@ -93,16 +98,16 @@ class Door:
             return
         if path == SOCKET:
             return await refuse(scope, receive, send, 426, f"{SOCKET} is a WebSocket.", kind="invalid_request_error", headers={"upgrade": "websocket"})
-        if path not in PATHS and not path.startswith(f"{MODELS}/"):
+        if path not in PATHS and path not in ADMIN_PATHS and not path.startswith(f"{MODELS}/"):
             await self.pages(scope, receive, send)
             return
         origin = foreign_page(scope)
         if origin is not None and scope["method"] == "POST":
             return await refuse(scope, receive, send, 403, f"Pages of {origin[:200]} may not ask this server.", kind="permission_error", code="origin")
-        if self.loading and path in GENERATING:
+        if self.loading and path in GENERATING | ADMIN_PATHS:
             headers = {"retry-after": "5"}
             return await refuse(scope, receive, send, 503, "The model is being loaded.", kind="server_error", code="loading", headers=headers)
-        await self.completions(scope, receive, send)
+        await (self.adapters if path in ADMIN_PATHS else self.completions)(scope, receive, send)
 
     @property
     def state(self) -> Literal["ready", "loading", "draining"]:

@@ -26,7 +26,15 @@ class DoorOnly:
         key = self.config.engine_key.get_secret_value() if self.config.engine_key is not None else ""
         whole = AllConfig.model_validate({**self.config.model_dump(by_alias=True, exclude={"engine_url", "engine_key"}), "prove": False})
         All(whole).run(
-            replace(parts, launch=None, elsewhere=(with_version(self.config.engine_url), key, ""), name=self.config.name or "", adapters=(), defaults=None)
+            replace(
+                parts,
+                launch=None,
+                elsewhere=(with_version(self.config.engine_url), key, ""),
+                name=self.config.name or "",
+                adapters=(),
+                defaults=None,
+                adapter=None,
+            )
         )
 
 

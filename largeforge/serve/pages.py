@@ -14,11 +14,12 @@ from typing import Any, Literal
 
 from fastapi import FastAPI, Request
 from fastapi.openapi.docs import get_swagger_ui_html
-from fastapi.responses import FileResponse, HTMLResponse, JSONResponse, Response
+from fastapi.responses import FileResponse, HTMLResponse, JSONResponse, PlainTextResponse, Response
 from pydantic import BaseModel, Field
 
 from largeforge import __version__
-from largeforge.call import OPEN_PATHS, call_of, error_body
+from largeforge.call import LOAD_ADAPTER, OPEN_PATHS, UNLOAD_ADAPTER, call_of, error_body
+from largeforge.serve.adapters import LoadAdapterRequest, UnloadAdapterRequest
 from largeforge.serve.wire import CHAT, COMPLETIONS, ChatCompletionRequest, CompletionRequest
 
 SCRIPT, SHEET = "/docs/swagger-ui-bundle.js", "/docs/swagger-ui.css"  # from a package: a machine without the Internet shows its docs too
@@ -164,6 +165,7 @@ REFUSALS: dict[int | str, dict[str, Any]] = {
     for code, what in {
         400: "The request is wrong.",
         401: "No API key, or a wrong one.",
+        403: "The key may not do this, or a page of another host asks.",
         404: "No such model or path.",
         405: "Another method is meant.",
         408: "The body took too long to come.",
@@ -178,12 +180,13 @@ REFUSALS: dict[int | str, dict[str, Any]] = {
 }
 
 
-def pages(asked: Asked, *, title: str) -> FastAPI:
+def pages(asked: Asked, *, title: str, adapters: bool = False) -> FastAPI:
     """Return the app of the pages.
 
     Args:
         asked: the door.
         title: of the OpenAPI document.
+        adapters: whether adapters come and go: the routes for it are written down where they do.
     """
     started = time.monotonic()
     app = FastAPI(title=title, version=__version__, docs_url=None, redoc_url=None, description="OpenAI-compatible; also WebSocket at /v1/ws, and gRPC.")
@@ -248,6 +251,17 @@ def pages(asked: Asked, *, title: str) -> FastAPI:
     @app.post(COMPLETIONS, response_model=Completion, responses={200: {"content": STREAM}, **REFUSALS}, tags=["inference"])
     async def completions(request: CompletionRequest) -> None:
         """Continue a prompt; as server-sent events where `stream` is true."""
+
+    if adapters:
+        said: dict[str, Any] = {"response_class": PlainTextResponse, "responses": {**_some(400, 401, 403, 404, 503)}, "tags": ["adapters"]}
+
+        @app.post(LOAD_ADAPTER, **said)
+        async def load_adapter(request: LoadAdapterRequest) -> None:
+            """Serve one more LoRA adapter, from a folder of the server's machine; a key needs the scope admin."""
+
+        @app.post(UNLOAD_ADAPTER, **said)
+        async def unload_adapter(request: UnloadAdapterRequest) -> None:
+            """Serve a LoRA adapter no longer; a key needs the scope admin."""
 
     _document(app)
     return app

@@ -10,7 +10,7 @@ import logging
 import os
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -51,6 +51,7 @@ class EngineServer:
         self.restarts = 0
         self.load_seconds = 0.0
         self.on_restart: Callable[[], None] = lambda: None
+        self.before_ready: Callable[[], Awaitable[None]] = _nothing
         self._process: asyncio.subprocess.Process | None = None
         self._watcher: asyncio.Task[None] | None = None
         self._ready_path = ""
@@ -128,6 +129,7 @@ class EngineServer:
                     self._kill_all()
                     raise self._failure(f"The engine server was not ready after {launch.start_timeout_s:.0f} s.")
                 await asyncio.sleep(PROBE_S)
+        await self.before_ready()
         self.load_seconds = time.monotonic() - start
         self._ready_path = launch.ready_path
         self.ready.set()
@@ -190,6 +192,10 @@ class EngineServer:
         if self._process is not None:
             with suppress(ProcessLookupError, PermissionError):
                 os.killpg(self._process.pid, signal.SIGKILL)
+
+
+async def _nothing() -> None:
+    """What is to be done before a child counts as ready, where nobody says otherwise."""
 
 
 async def answers(session: aiohttp.ClientSession, url: str) -> bool:

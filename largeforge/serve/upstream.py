@@ -23,6 +23,7 @@ LOOK_S = 2.0  # between two looks at a server elsewhere
 ELSEWHERE_AGAIN_S = 2.0  # longest wait for one that does not answer: nobody here starts it
 AGAIN_S = 60.0  # longest wait for an engine that is being started again
 PROBE_S = 0.05
+CONNECT_S = 10.0
 LARGEST_LINE = 2**20
 
 
@@ -70,7 +71,7 @@ class Upstream:
         self._session = aiohttp.ClientSession(
             headers=self._headers,
             connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=60, ttl_dns_cache=60),
-            timeout=aiohttp.ClientTimeout(total=None, sock_connect=10),
+            timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_S),
             auto_decompress=True,
             read_bufsize=LARGEST_LINE,
         )
@@ -123,10 +124,11 @@ class Upstream:
         if self._session is not None:
             await self._session.close()
 
-    def post(self, path: str, body: bytes, headers: Mapping[str, str]) -> Any:
+    def post(self, path: str, body: bytes, headers: Mapping[str, str], timeout_s: float | None = None) -> Any:
         """A request on its way: `async with upstream.post(...) as response`."""
         assert self._session is not None
-        return self._session.post(self._of(path), data=body, headers={"Content-Type": "application/json", **headers})
+        timeout = aiohttp.ClientTimeout(total=timeout_s, sock_connect=CONNECT_S)
+        return self._session.post(self._of(path), data=body, headers={"Content-Type": "application/json", **headers}, timeout=timeout)
 
     async def get(self, path: str, timeout_s: float = 10.0) -> Any:
         """The JSON of a GET. Raises what aiohttp raises, ValueError."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 import uuid
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import orjson
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -133,11 +133,20 @@ class CompletionRequest(Sampling):
 
 
 Request = ChatCompletionRequest | CompletionRequest
+Kind = TypeVar("Kind", bound=BaseModel)
 KINDS: dict[str, type[ChatCompletionRequest] | type[CompletionRequest]] = {CHAT: ChatCompletionRequest, COMPLETIONS: CompletionRequest}
 
 
 def parse(path: str, body: bytes) -> tuple[Request, dict[str, Any]]:
     """Return a request, checked, and the fields as they came. Raises BadRequest as OpenAI would: unknown fields are one."""
+    found = fields_of(body)
+    request = validated(KINDS[path], found)
+    _check(request)
+    return request, found
+
+
+def fields_of(body: bytes) -> dict[str, Any]:
+    """Return the JSON object that a body is. Raises BadRequest."""
     try:
         found = orjson.loads(body)
     except orjson.JSONDecodeError as fault:
@@ -146,13 +155,15 @@ def parse(path: str, body: bytes) -> tuple[Request, dict[str, Any]]:
         raise BadRequest("The body must be a JSON object.")
     if body.count(b"{") + body.count(b"[") > DEEPEST and _deeper(found, DEEPEST):
         raise BadRequest(f"The body is nested too deeply: {DEEPEST} levels may be.")
-    kind = KINDS[path]
+    return found
+
+
+def validated(kind: type[Kind], fields: dict[str, Any]) -> Kind:
+    """Return the fields as what they have to be. Raises BadRequest."""
     try:
-        request = kind.model_validate(found)
+        return kind.model_validate(fields)
     except ValidationError as fault:
-        raise _refusal(fault, kind) from fault
-    _check(request)
-    return request, found
+        raise _refusal(fault) from fault
 
 
 def _deeper(found: Any, levels: int) -> bool:
@@ -165,7 +176,7 @@ def _deeper(found: Any, levels: int) -> bool:
     return True
 
 
-def _refusal(fault: ValidationError, kind: type[BaseModel]) -> BadRequest:
+def _refusal(fault: ValidationError) -> BadRequest:
     """The first thing that is wrong, in OpenAI's words where it has some."""
     errors = fault.errors(include_url=False, include_context=False, include_input=False)
     unknown = [error for error in errors if error["type"] == "extra_forbidden"]

@@ -60,6 +60,13 @@ class Serve:
             next_step="python -m largeforge task=keys create=<name>   or, to let everybody in, serve.open=true",
         )
 
+    @property
+    def only_those_with_a_key(self) -> bool:
+        """Whether nobody but this machine's users and those who show a key get in."""
+        config: Any = self.config
+        elsewhere = not find("largeforge.serve.base.is_loopback")(config.serve.host)
+        return not elsewhere or self.required(not config.serve.open)
+
     def required(self, elsewhere: bool) -> bool:
         """Whether a key is asked for: as told, else where others than this machine reach the door."""
         require = self.config.guards.keys.require
@@ -87,6 +94,7 @@ class Serve:
             "asks_for_keys": self.required,
             "store": store,
             "prove": self.proof(),
+            "adapter": build(engine).adapter if getattr(engine, "runtime_adapters", False) else None,
         }
 
     def plan(self, *, progress: Progress) -> Any:
@@ -165,6 +173,11 @@ class Serve:
                 )
         if self.name in getattr(config.engine, "adapters", {}):
             raise InputError(f"engine.adapters has one named {self.name}, and the model is called that.", next_step="serve.name=<another name>")
+        if config.serve.has_door and getattr(config.engine, "runtime_adapters", False) and not self.only_those_with_a_key:
+            raise InputError(
+                f"engine.runtime_adapters: everybody who reaches {config.serve.host} could load adapters, since no key is asked for.",
+                next_step="leave out serve.open and guards.keys.require, or engine.runtime_adapters",
+            )
         if config.engine.hosting == "own" and not config.serve.has_door and config.serve.host != "127.0.0.1":
             raise InputError("engine=vllm listens on this machine alone.", next_step="serve=all, or vLLM's own server")
 

@@ -363,7 +363,7 @@ def test_it_ends_when_its_engine_is_killed_and_when_it_is_asked_to(models: Model
 @pytest.fixture(scope="module")
 def door(models: Models, python: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Door]:
     words = [f"model={models.folder}", "model.dtype=fp32", "engine=vllm", f"engine.python={python}", "engine.kv_cache_gib=0.5", "serve.name=nano"]
-    words += [f"engine.adapters.first={models.adapters['first']}", "serve.grpc_port=0"]
+    words += [f"engine.adapters.first={models.adapters['first']}", "engine.runtime_adapters=true", "serve.grpc_port=0"]
     with serving(tmp_path_factory.mktemp("door"), *words) as one:
         yield one
 
@@ -426,8 +426,26 @@ def test_who_leaves_the_door_is_answered_no_further(door: Door, stream: bool) ->
         assert seen.metric("vllm:generation_tokens_total") == stopped
 
 
+def load_second(door: Door, models: Models) -> tuple[int, Any]:
+    return door.ask("/v1/load_lora_adapter", {"lora_name": "second", "lora_path": str(models.adapters["second"])})
+
+
+def test_an_adapter_comes_through_the_door_and_goes(door: Door, models: Models) -> None:
+    """It says what transformers says with it, beside the base; and is not known before and after."""
+    assert door.ask("/v1/chat/completions", chat("Hi", model="second"))[0] == 404
+    assert load_second(door, models)[0] == 200
+    asked = [(text, name) for text in PROMPTS for name in ("nano", "second")]
+    with ThreadPoolExecutor(len(asked)) as threads:
+        texts = list(threads.map(lambda one: asked_through(door, one[0], model=one[1])["choices"][0]["message"]["content"], asked))
+    assert (texts[0::2], texts[1::2]) == (models.texts[""], models.texts["second"])
+    assert load_second(door, models)[0] == 400, "twice"
+    assert door.ask("/v1/unload_lora_adapter", {"lora_name": "second"})[0] == 200
+    assert door.ask("/v1/chat/completions", chat("Hi", model="second"))[0] == 404
+
+
 def test_an_engine_that_was_killed_comes_back_and_a_killed_door_leaves_nothing(door: Door, models: Models) -> None:
-    """The last question to this door."""
+    """The last question to this door. An adapter that came while it ran is there again."""
+    assert load_second(door, models)[0] == 200
     api, http = behind(door)
     http.close()
     (engine,) = [one for one in api.children() if "EngineCore" in " ".join(one.cmdline())]
@@ -435,6 +453,7 @@ def test_an_engine_that_was_killed_comes_back_and_a_killed_door_leaves_nothing(d
     until(lambda: door.ask("/ready", None)[0] == 503)
     door.until_ready(300)
     assert asked_through(door, PROMPTS[1])["choices"][0]["message"]["content"] == models.texts[""][1]
+    assert asked_through(door, PROMPTS[1], model="second")["choices"][0]["message"]["content"] == models.texts["second"][1]
     family = door.family()
     assert len(family) >= 4
     door.process.kill()
