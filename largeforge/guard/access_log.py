@@ -99,7 +99,10 @@ class AccessLog:
         # A handler that cannot write (a full disk) would print a traceback to stderr for every request.
         before, logging.raiseExceptions = logging.raiseExceptions, False
         try:
-            log.log(logging.ERROR if failed else logging.INFO, "%s %s %d", method, call.path, call.status, extra=line)
+            # what log.log() does, without looking for who called it
+            record = logging.LogRecord(log.name, logging.ERROR if failed else logging.INFO, __file__, 0, "%s %s %d", (method, call.path, call.status), None)
+            vars(record).update(line)
+            log.handle(record)
         finally:
             logging.raiseExceptions = before
 

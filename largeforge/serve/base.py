@@ -267,6 +267,7 @@ class Listening:
             log_config=None,
             access_log=False,
             server_header=False,
+            proxy_headers=False,  # nothing here asks where a request came from, and who is on loopback could say anything
             timeout_keep_alive=75,
             timeout_graceful_shutdown=FINISH_S,
             ws_max_size=16 * 2**20,

@@ -24,6 +24,7 @@ ELSEWHERE_AGAIN_S = 2.0  # longest wait for one that does not answer: nobody her
 AGAIN_S = 60.0  # longest wait for an engine that is being started again
 PROBE_S = 0.05
 CONNECT_S = 10.0
+UNTIL_IT_ENDS = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_S)
 LARGEST_LINE = 2**20
 
 
@@ -71,7 +72,7 @@ class Upstream:
         self._session = aiohttp.ClientSession(
             headers=self._headers,
             connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=60, ttl_dns_cache=60),
-            timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_S),
+            timeout=UNTIL_IT_ENDS,
             auto_decompress=True,
             read_bufsize=LARGEST_LINE,
         )
@@ -127,7 +128,7 @@ class Upstream:
     def post(self, path: str, body: bytes, headers: Mapping[str, str], timeout_s: float | None = None) -> Any:
         """A request on its way: `async with upstream.post(...) as response`."""
         assert self._session is not None
-        timeout = aiohttp.ClientTimeout(total=timeout_s, sock_connect=CONNECT_S)
+        timeout = UNTIL_IT_ENDS if timeout_s is None else aiohttp.ClientTimeout(total=timeout_s, sock_connect=CONNECT_S)
         return self._session.post(self._of(path), data=body, headers={"Content-Type": "application/json", **headers}, timeout=timeout)
 
     async def get(self, path: str, timeout_s: float = 10.0) -> Any:
