@@ -62,6 +62,7 @@ class Adapters:
     def __init__(self, upstream: Upstream, *, look: Callable[[str, str], Path] | None) -> None:
         self.upstream = upstream
         self.look = look
+        self.given = frozenset(upstream.names)  # by the engine's command line, which brings them back whenever it is started
         self.loaded: dict[str, dict[str, Any]] = {}
         self.unloaded: set[str] = set()
         self._turn = asyncio.Lock()
@@ -77,8 +78,7 @@ class Adapters:
             return await refuse(scope, receive, send, 405, f"{path} takes POST.", kind="invalid_request_error", headers={"allow": "POST"})
         try:
             raw = await read_body(receive)
-            async with self._turn:
-                status, body = await (self._load(raw) if path == LOAD_ADAPTER else self._unload(raw))
+            status, body = await (self._load(raw) if path == LOAD_ADAPTER else self._unload(raw))
         except BadRequest as fault:
             return await refuse(scope, receive, send, fault.status, fault.message, kind="invalid_request_error", code=fault.code, param=fault.param)
         except Gone:
@@ -94,20 +94,21 @@ class Adapters:
         """Ask for one more. Raises BadRequest, what aiohttp raises."""
         asked = validated(LoadAdapterRequest, fields_of(raw))
         name, names = asked.lora_name, self.upstream.names
-        if name == names[0] or (name in names and not asked.load_inplace):
-            raise BadRequest(f"There is a model '{name}' already; load_inplace replaces an adapter.", param="lora_name", code="adapter_exists")
         assert self.look is not None
         try:
             folder = await asyncio.to_thread(self.look, name, asked.lora_path)  # a disk may be slow
         except InputError as fault:
             raise BadRequest(fault.message, param="lora_path", code="adapter_unusable") from fault
         body = {**asked.model_dump(exclude_defaults=True), "lora_path": str(folder)}
-        status, said = await self._ask(LOAD_ADAPTER, body)
-        if status == 200:
-            self.loaded[name] = body
-            if name not in names:
-                names.append(name)
-            log.info("the adapter %s was loaded from %s", name, folder)
+        async with self._turn:
+            if name == names[0] or (name in names and not asked.load_inplace):
+                raise BadRequest(f"There is a model '{name}' already; load_inplace replaces an adapter.", param="lora_name", code="adapter_exists")
+            status, said = await self._ask(LOAD_ADAPTER, body)
+            if status == 200:
+                self.loaded[name] = body
+                if name not in names:
+                    names.append(name)
+                log.info("the adapter %s was loaded from %s", name, folder)
         return status, said
 
     async def _unload(self, raw: bytes) -> tuple[int, bytes]:
@@ -116,17 +117,22 @@ class Adapters:
         name, names = asked.lora_name, self.upstream.names
         if name == names[0]:
             raise BadRequest(f"'{name}' is the model itself.", param="lora_name", code="not_an_adapter")
-        if name not in names:
-            raise BadRequest(f"There is no adapter '{name}'.", param="lora_name", status=404, code="model_not_found")
-        status, said = await self._ask(UNLOAD_ADAPTER, {"lora_name": name})
-        if status == 200:
-            if self.loaded.pop(name, None) is None:
-                self.unloaded.add(name)  # the engine's command line brings it back
-            names.remove(name)
-            log.info("the adapter %s was unloaded", name)
+        async with self._turn:
+            if name not in names:
+                raise BadRequest(f"There is no adapter '{name}'.", param="lora_name", status=404, code="model_not_found")
+            status, said = await self._ask(UNLOAD_ADAPTER, {"lora_name": name})
+            if status == 200:
+                self.loaded.pop(name, None)
+                if name in self.given:
+                    self.unloaded.add(name)
+                names.remove(name)
+                log.info("the adapter %s was unloaded", name)
         return status, said
 
-    async def _ask(self, path: str, body: dict[str, Any]) -> tuple[int, bytes]:
+    async def _ask(self, path: str, body: dict[str, Any], *, early: bool = False) -> tuple[int, bytes]:
+        """Return what the engine says. Raises what aiohttp raises, ConnectionError where it has not what the one before had."""
+        if not self.upstream.ready and not early:
+            raise ConnectionError("the engine is started again")
         async with self.upstream.post(path, orjson.dumps(body), {}, timeout_s=TIMEOUT_S) as response:
             said = await response.read()
             if response.status in (401, 403):  # the door's own key: none of the client's business
@@ -145,7 +151,7 @@ class Adapters:
 
     async def _once_more(self, path: str, name: str, body: dict[str, Any]) -> bool:
         try:
-            status, said = await self._ask(path, body)
+            status, said = await self._ask(path, body, early=True)
         except TROUBLE as fault:
             status, said = 0, str(fault).encode()
         if status != 200:

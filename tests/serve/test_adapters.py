@@ -131,6 +131,7 @@ async def test_an_engine_that_was_started_again_has_what_the_one_before_had(tmp_
         await one.post(LOAD, lora_name="sql", lora_path=str(first))
         await one.post(LOAD, lora_name="sql", lora_path=str(second), load_inplace=True)
         await one.post(LOAD, lora_name="lost", lora_path=str(lost))
+        await one.post(LOAD, lora_name="given", lora_path=str(first), load_inplace=True)
         await one.post(UNLOAD, lora_name="given")
         (lost / "adapter_config.json").unlink()
         await one.killed()
@@ -215,6 +216,9 @@ async def test_the_routes_are_written_down(tmp_path: Path) -> None:
 def test_not_where_everybody_could(word: str, tmp_path: Path) -> None:
     """Loading reads folders of the server's machine."""
     process = start(tmp_path, "engine=vllm", "engine.runtime_adapters=true", "serve.host=0.0.0.0", word)
-    assert process.wait(60) == 2
+    try:
+        assert process.wait(60) == 2
+    finally:
+        process.kill()
     said = (tmp_path / "printed.txt").read_text(encoding="utf-8")
     assert "everybody who reaches 0.0.0.0 could load adapters" in said and "Traceback" not in said
