@@ -75,7 +75,7 @@ class TokenLogprob:
     """One token of an answer, and what else it might have been.
 
     Args:
-        token: its text alone.
+        token: its text alone; bytes of a character that others complete as surrogateescape has them.
         logprob: natural logarithm of its probability under the model, before temperature, top_p, top_k and penalties; <= 0.
         top: (text, logprob) of the likeliest tokens, the likeliest first.
     """

@@ -3,6 +3,7 @@
     LargeForgeError              2   something the user can mend
     |-- ConfigError              2   the composed config: all problems in one answer
     |-- InputError               2   a file, a row, a prompt
+    |   |-- PromptTooLong        2   a prompt with more tokens than the model reads
     |   `-- RowError             2   rows of a data file, each with file, line and field
     |-- ModelError               2   a model that cannot be had: no hub, gated, missing, corrupt
     |-- EngineError              2   an engine that gives no answer: not reachable, refused, malformed
@@ -77,6 +78,12 @@ class InputError(LargeForgeError):
     """A file or a value the user gave that cannot be used."""
 
 
+class PromptTooLong(InputError):
+    """A prompt with more tokens than the model reads."""
+
+    code = "context_length_exceeded"
+
+
 class RowError(InputError):
     """Rows of a data file that cannot be used, each told with file, line and field."""
 
@@ -90,11 +97,12 @@ class EngineError(LargeForgeError):
 
     Args:
         reason: "unreachable", "refused" or "malformed": what `Failure` is made of.
+        code: what OpenAI's error object calls it, for a program; "" is nothing.
     """
 
-    def __init__(self, message: str, *, reason: str = "unreachable", next_step: str = "") -> None:
+    def __init__(self, message: str, *, reason: str = "unreachable", next_step: str = "", code: str = "") -> None:
         super().__init__(message, next_step=next_step)
-        self.reason = reason
+        self.reason, self.code = reason, code
 
 
 class StorageError(LargeForgeError):

@@ -1,13 +1,15 @@
-"""Words about processes of this machine: die with a parent, find a free port. Standard library only."""
+"""Words about processes of this machine: die with a parent, find a free port, spare what stays from the garbage collector. Standard library only."""
 
 from __future__ import annotations
 
 import ctypes
+import gc
 import os
 import signal
 import socket
 
 PR_SET_PDEATHSIG = 1
+GARBAGE_THRESHOLDS = (10_000, 20, 50)  # objects made and not freed before a look at the youngest; such looks before older ones
 
 
 def die_with_parent(parent: int | None = None) -> None:
@@ -29,3 +31,13 @@ def free_port(host: str = "127.0.0.1") -> int:
     with socket.socket() as one:
         one.bind((host, 0))
         return int(one.getsockname()[1])
+
+
+def spare_what_stays() -> None:
+    """In a server that has started: keep what it holds now, which stays, out of the garbage collector's way, and have it look less often.
+
+    It looked at every module and model of the process again and again while requests came: a third of a door's time.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(*GARBAGE_THRESHOLDS)

@@ -11,6 +11,7 @@ import dataclasses
 import os
 from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, aclosing, contextmanager, nullcontext
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import psutil
@@ -25,8 +26,8 @@ from largeforge.engine.config import HFConfig
 from largeforge.engine.decoding import Decoding
 from largeforge.engine.grammar import Grammars
 from largeforge.engine.prompt import answer_ends, prompt_ids
-from largeforge.engine.text import Text, decoded
-from largeforge.errors import EngineError, InputError
+from largeforge.engine.text import Text, decoded, token_text
+from largeforge.errors import EngineError, InputError, PromptTooLong
 
 if TYPE_CHECKING:
     from largeforge.contract import LoadedModel, Progress
@@ -149,7 +150,7 @@ class HF:
             # a long one takes a while, in which the others' tokens would wait; tokenizers let go of the interpreter's lock
             prompt = await asyncio.to_thread(self._prompt, request) if _letters(request) > LONG_PROMPT else self._prompt(request)
         except InputError as fault:
-            raise EngineError(fault.message, reason="refused", next_step=fault.next_step) from fault
+            raise EngineError(fault.message, reason="refused", next_step=fault.next_step, code=getattr(fault, "code", "")) from fault
         adapter = self._adapter(request)
         grammar = await asyncio.to_thread(self._grammar, request) if request.schema else None
         batching = self._batched()
@@ -304,7 +305,7 @@ class HF:
         self._check(request, ids)
         if self.context is not None and len(ids) >= self.context:
             which = "This prompt" if number is None else f"Prompt {number + 1}"
-            raise InputError(
+            raise PromptTooLong(
                 f"{which} has {len(ids):,} tokens; this model reads {self.context:,}, the answer included.",
                 next_step="shorten the prompt or the conversation (/reset in task=chat), or choose a model with a longer context",
             )
@@ -353,10 +354,8 @@ class HF:
         return Answer(whole, _reason(reason), Usage(len(prompt), len(tokens)), tuple(self._logprobs(logprobs)))
 
     def _logprobs(self, found: Sequence[Logprob]) -> list[TokenLogprob]:
-        tokenizer: Any = self.tokenizer
-        return [
-            TokenLogprob(tokenizer.decode([one.token]), one.logprob, tuple((tokenizer.decode([token]), logprob) for token, logprob in one.top)) for one in found
-        ]
+        text = partial(token_text, self.tokenizer)
+        return [TokenLogprob(text(one.token), one.logprob, tuple((text(token), logprob) for token, logprob in one.top)) for one in found]
 
     def _computing(self) -> AbstractContextManager[Any]:
         """No gradients; and where an fp32 adapter stands beside half-precision weights, half-precision arithmetic for both."""

@@ -5,19 +5,45 @@ Knows nothing about how tokens are chosen.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 UNFINISHED = "\ufffd"  # a character whose bytes are not all there yet
+BYTE = re.compile(r"<0x[0-9A-F]{2}>")
 
 
 def decoded(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
     """The text of an answer's tokens, special ones left out."""
     text: Any = tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
     return str(text)
+
+
+def token_text(tokenizer: PreTrainedTokenizerBase, token: int) -> str:
+    """The text of one token alone; bytes of a character that others complete stand in it as Python's surrogateescape has them (PEP 383)."""
+    tokenizer_: Any = tokenizer
+    text = str(tokenizer_.decode([token]))
+    if UNFINISHED not in text:
+        return text
+    piece = str(tokenizer_.convert_ids_to_tokens(token))
+    if BYTE.fullmatch(piece):  # SentencePiece's fallback
+        return bytes([int(piece[3:5], 16)]).decode("utf-8", "surrogateescape")
+    if all(letter in _byte_of() for letter in piece):  # byte-level BPE
+        return bytes(_byte_of()[letter] for letter in piece).decode("utf-8", "surrogateescape")
+    return text
+
+
+@cache
+def _byte_of() -> dict[str, int]:
+    """The byte that a letter of a byte-level vocabulary stands for."""
+    from transformers.convert_slow_tokenizer import bytes_to_unicode
+
+    untyped: Any = bytes_to_unicode
+    return {letter: byte for byte, letter in untyped().items()}
 
 
 class Text:

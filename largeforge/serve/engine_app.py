@@ -21,7 +21,7 @@ import orjson
 from largeforge.asgi import Receive, Scope, Send, header, respond
 from largeforge.call import error_body
 from largeforge.chat import ChatRequest, Delta, Load, TokenLogprob, Usage
-from largeforge.errors import EngineError, LargeForgeError
+from largeforge.errors import EngineError, LargeForgeError, PromptTooLong
 from largeforge.serve.asking import Defaults, asked_of
 from largeforge.serve.wire import CHAT, COMPLETIONS, DONE, BadRequest, Request, Writer, error_event, models_body, parse
 
@@ -159,7 +159,7 @@ class EngineApp:
                 size, most, what, param = sum(len(turn.content) for turn in one.messages), context * longest, "characters", "messages"
             if size > most:
                 message = f"This prompt has {size:,} {what}; this model reads {context:,} tokens, the answer included."
-                raise BadRequest(message, param=param, code="context_length_exceeded")
+                raise BadRequest(message, param=param, code=PromptTooLong.code)
 
 
 class Answer:
@@ -176,7 +176,8 @@ class Answer:
             await (self._stream() if self.request.stream else self._whole())
         except EngineError as fault:
             refused = fault.reason == "refused"
-            await self._fail(400 if refused else 503, fault.message, kind="invalid_request_error" if refused else "server_error")
+            kind = "invalid_request_error" if refused else "server_error"
+            await self._fail(400 if refused else 503, fault.message, kind=kind, code=fault.code or None)
         except LargeForgeError as fault:
             await self._fail(503, fault.message, kind="server_error")
         except Exception:
@@ -227,11 +228,12 @@ class Answer:
             self.started = True
             await self.send({"type": "http.response.start", "status": 200, "headers": STREAM_HEADERS})
 
-    async def _fail(self, status: int, message: str, *, kind: str) -> None:
+    async def _fail(self, status: int, message: str, *, kind: str, code: str | None = None) -> None:
         if self.started:
-            await self.send({"type": "http.response.body", "body": error_event(message, kind=kind)})
+            await self.send({"type": "http.response.body", "body": error_event(message, kind=kind, code=code)})
         else:
-            await respond(self.send, status, orjson.dumps(error_body(message, kind=kind)))
+            param = ("messages" if self.writer.chat else "prompt") if code == PromptTooLong.code else None
+            await respond(self.send, status, orjson.dumps(error_body(message, kind=kind, code=code, param=param)))
 
     def _usage(self, used: dict[int, Usage]) -> Usage:
         """Of all choices together; a prompt that is asked n times counts once."""

@@ -41,7 +41,7 @@ from largeforge.asgi import Receive, Scope, Send
 from largeforge.chat import ChatRequest, Delta, Load
 from largeforge.contract import Engine
 from largeforge.errors import EngineError, LargeForgeError
-from largeforge.process import die_with_parent
+from largeforge.process import die_with_parent, spare_what_stays
 from largeforge.serve.engine_app import EngineApp
 from largeforge.serve.hosting import Hosted, Hosting
 
@@ -110,6 +110,7 @@ class EngineAPI(litserve.LitAPI):  # type: ignore[misc]
             self.hosting.leave_word(str(fault))
             raise
         self.hosted.load_seconds = time.monotonic() - start
+        spare_what_stays()
 
     async def health(self) -> bool:
         """In the API process: whether the worker answers; not once it has died, though this process still says so to everybody."""
@@ -182,10 +183,10 @@ class _Worker:
         try:
             self._say((name, what, self.engine.load() if what == "load" else self.hosted.token_ids(about)))
         except LargeForgeError as fault:
-            self._say((name, "fault", fault.message, "refused"))
+            self._say((name, "fault", fault.message, ("refused", "")))
         except Exception as fault:
             log.exception("%s failed", what)
-            self._say((name, "fault", f"The engine failed: {type(fault).__name__}.", "failed"))
+            self._say((name, "fault", f"The engine failed: {type(fault).__name__}.", ("failed", "")))
 
     async def _answer(self, name: str, request: ChatRequest) -> None:
         try:
@@ -193,10 +194,10 @@ class _Worker:
                 async for delta in deltas:
                     self._say((name, delta.text, delta.finish_reason, delta.usage, delta.logprobs))
         except LargeForgeError as fault:
-            self._say((name, "fault", fault.message, getattr(fault, "reason", "failed")))
+            self._say((name, "fault", fault.message, (getattr(fault, "reason", "failed"), getattr(fault, "code", ""))))
         except Exception as fault:
             log.exception("answering failed")
-            self._say((name, "fault", f"The engine failed: {type(fault).__name__}.", "failed"))
+            self._say((name, "fault", f"The engine failed: {type(fault).__name__}.", ("failed", "")))
 
     def _say(self, piece: Any) -> None:
         """Keep a piece; all that is said in one turn of the loop is sent together."""
@@ -249,7 +250,7 @@ class Courier:
                 piece = await said.get()
                 if piece[1] == "fault" and len(piece) == 4:
                     done = True
-                    raise EngineError(piece[2], reason=piece[3])
+                    raise EngineError(piece[2], reason=piece[3][0], code=piece[3][1])
                 _, text, reason, usage, logprobs = piece
                 done = reason is not None
                 yield Delta(text, reason, usage, logprobs)
@@ -281,7 +282,7 @@ class Courier:
         finally:
             del self.waiting[name]
         if piece[1] == "fault":
-            raise EngineError(piece[2], reason=piece[3])
+            raise EngineError(piece[2], reason=piece[3][0], code=piece[3][1])
         return piece[2]
 
     # ---- what LitServe's task calls ----
@@ -321,7 +322,7 @@ class Courier:
         """Tell everybody, then end the engine server: whoever supervises it starts another."""
         self.dead = why
         for name, said in self.waiting.items():
-            said.put_nowait((name, "fault", why, "unreachable"))
+            said.put_nowait((name, "fault", why, ("unreachable", "")))
 
         def end() -> None:
             with suppress(ProcessLookupError):
@@ -364,7 +365,12 @@ class Wire(LitSpec):  # type: ignore[misc]
         requests = self.request_queue
         assert requests is not None
         app = EngineApp.of(self.hosting, None)
-        courier = Courier(requests.put, app.learn)
+
+        def learn(about: dict[str, Any]) -> None:
+            app.learn(about)
+            spare_what_stays()
+
+        courier = Courier(requests.put, learn)
         app.engine = courier
         self.app = app
         server.response_buffer[EVERYBODY] = courier

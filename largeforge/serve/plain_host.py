@@ -6,6 +6,7 @@ import time
 
 import uvicorn
 
+from largeforge.process import spare_what_stays
 from largeforge.serve.engine_app import EngineApp
 from largeforge.serve.hosting import Hosting
 
@@ -30,4 +31,5 @@ def serve(hosting: Hosting) -> None:
         timeout_graceful_shutdown=int(hosting.drain_s),
         backlog=4096,
     )
+    spare_what_stays()
     uvicorn.Server(config).run()

@@ -5,6 +5,7 @@ https://platform.openai.com/docs/api-reference (chat, completions), and section 
 
 from __future__ import annotations
 
+import codecs
 import time
 import uuid
 from collections.abc import Sequence
@@ -22,6 +23,7 @@ MOST_STOPS = 4  # as OpenAI has it
 LONGEST_STOP = 1000
 MOST_TURNS = 20_000  # of a conversation: to read 200,000 takes a second, in which nobody else is answered
 DEEPEST = 250  # levels of objects and lists in a body; orjson reads 1,024 and writes 254
+UTF8 = codecs.getincrementaldecoder("utf-8")
 DONE = b"data: [DONE]\n\n"
 
 
@@ -284,20 +286,34 @@ class Writer:
         """Log-probabilities in the form of chat, or in the older one of completions."""
         if self.chat:
             return {"content": [{**_token(one.token, one.logprob), "top_logprobs": [_token(*other) for other in one.top]} for one in logprobs], "refusal": None}
-        offsets = []
+        offsets, letters = [], UTF8("replace")  # a letter of several tokens counts where it is whole
         for one in logprobs:
             offsets.append(offset)
-            offset += len(one.token)
+            offset += len(letters.decode(_bytes(one.token)))
         return {
-            "tokens": [one.token for one in logprobs],
+            "tokens": [_shown(one.token) for one in logprobs],
             "token_logprobs": [one.logprob for one in logprobs],
-            "top_logprobs": [dict(one.top) for one in logprobs],
+            "top_logprobs": [{_shown(token): logprob for token, logprob in (*one.top, (one.token, one.logprob))} if one.top else {} for one in logprobs],
             "text_offset": offsets,
         }
 
 
 def _token(token: str, logprob: float) -> dict[str, Any]:
-    return {"token": token, "logprob": logprob, "bytes": list(token.encode("utf-8", "surrogatepass"))}
+    told = _bytes(token)
+    return {"token": told.decode("utf-8", "replace"), "logprob": logprob, "bytes": list(told)}
+
+
+def _shown(token: str) -> str:
+    """A token by its text, or by its bytes where it is no text alone: as OpenAI's older form tells them apart."""
+    try:
+        token.encode()
+    except UnicodeEncodeError:
+        return "bytes:" + "".join(f"\\x{byte:02x}" for byte in _bytes(token))
+    return token
+
+
+def _bytes(token: str) -> bytes:
+    return token.encode("utf-8", "surrogateescape")
 
 
 def usage_of(usage: Usage) -> dict[str, int]:

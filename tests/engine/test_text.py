@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import random
 import time
+from typing import Any
 
 import pytest
 
 from largeforge.contract import LoadedModel
-from largeforge.engine.text import Text, beginning, decoded
+from largeforge.engine.text import Text, beginning, decoded, token_text
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -22,6 +23,29 @@ def test_pieces_join_to_the_whole(nano: LoadedModel, seed: int) -> None:
     pieces = [text.add(token) for token in ids]
     assert sum(map(bool, pieces)) > 100
     assert "".join(pieces) + text.end() == text.text == decoded(nano.tokenizer, ids)
+
+
+def test_bytes_of_tokens_are_those_of_the_text(nano: LoadedModel) -> None:
+    """Half characters among them: joined they are the text's, whichever tokens it is cut into."""
+    assert nano.tokenizer is not None
+    text = "a day at the 👍🏽 house, 家へ帰る: Ünïcödé"
+    tokens = [token_text(nano.tokenizer, one) for one in nano.tokenizer(text, add_special_tokens=False).input_ids]
+    assert b"".join(one.encode("utf-8", "surrogateescape") for one in tokens) == text.encode()
+    assert any("\udc80" <= letter <= "\udcff" for one in tokens for letter in one), "no letter was cut, and nothing was shown"
+
+
+def test_bytes_of_a_sentencepiece_vocabulary() -> None:
+    class Pieces:
+        """Of a Llama 2: what has no piece is said in bytes."""
+
+        def decode(self, ids: list[int]) -> str:
+            return "\ufffd"
+
+        def convert_ids_to_tokens(self, token: int) -> str:
+            return f"<0x{token:02X}>"
+
+    pieces: Any = Pieces()
+    assert [token_text(pieces, one).encode("utf-8", "surrogateescape") for one in (0xF0, 0x9F)] == [b"\xf0", b"\x9f"]
 
 
 def test_what_may_be_the_beginning_of_a_stop_string() -> None:

@@ -182,7 +182,7 @@ def test_a_worker_that_dies_is_told_to_everybody() -> None:
         def die(self, why: str) -> None:
             self.dead = why  # the real one ends this process: test_serving_nano
             for name, said in self.waiting.items():
-                said.put_nowait((name, "fault", why, "unreachable"))
+                said.put_nowait((name, "fault", why, ("unreachable", "")))
 
     async def run() -> None:
         learnt: list[Any] = []
