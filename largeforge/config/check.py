@@ -299,7 +299,8 @@ class _Check:
         library = self.it.library
         if head in self.unsound or ("" in self.unsound and head not in self.keys and library.is_group(head)):
             return
-        if head not in self.keys and library.is_group(head) and task:
+        several = any(key.startswith(f"{head}s.") for key in self.keys)  # guards.rate is of the group guard: the nearest key is told
+        if head not in self.keys and library.is_group(head) and task and not several:
             has = [key for key, known in self.keys.items() if known.part and "." not in key and key != "task"]
             self.findings.append(Finding(path, value, f"task={task} has no {head}; it has: {', '.join(has)}", origin, "", word))
             return

@@ -42,6 +42,7 @@ def test_the_example_of_our_style(put: Put) -> None:
         ("task=sft adapter=none adapter.r=8", "adapter.r", "adapter=lora has: add adapter=lora"),
         ("task=chat adapter.r=8", "adapter.r", "task=chat has no adapter"),
         ("task=chat method=sft", "method", "task=chat has no method"),
+        ("task=serve guard.rate.requests_per_min=5", "guard.rate.requests_per_min", "nearest: guards.rate.requests_per_minute"),
         ("task=sft train.max_steps=3", "train.max_steps", "nearest: trainer.max_steps"),
         ("task=sft max_steps=3", "max_steps", "nearest: trainer.max_steps"),
         ("task=sft trainer.max_steps=true", "trainer.max_steps", "a whole number, 1 or more or null"),
