@@ -35,6 +35,7 @@ class Key:
         requests_per_minute: None is what the guard's config says.
         tokens_per_minute: of prompts and answers; None is what the guard's config says.
         scopes: what it may do: "infer" (ask for answers), "admin" (change the server, see `ADMIN_PATHS`).
+        expires: from when on it is worthless, in seconds since 1970, UTC; None is never.
     """
 
     id: int
@@ -44,6 +45,7 @@ class Key:
     requests_per_minute: int | None = None
     tokens_per_minute: int | None = None
     scopes: tuple[str, ...] = ("infer",)
+    expires: float | None = None
 
 
 @dataclass(frozen=True)
@@ -53,20 +55,18 @@ class KeyRecord:
     Args:
         key: what the door knows of it.
         created: when it was made.
-        expires: from when on it is worthless; None is never.
         revoked: since when it is worthless; None where it was not revoked.
         last_used: when a door last looked it up, to the minute or so; None is never.
     """
 
     key: Key
     created: float
-    expires: float | None = None
     revoked: float | None = None
     last_used: float | None = None
 
     def valid(self, now: float) -> bool:
         """Whether it opens the door at this time."""
-        return self.revoked is None and (self.expires is None or now < self.expires)
+        return self.revoked is None and (self.key.expires is None or now < self.key.expires)
 
 
 def digest_of(key: str) -> str:

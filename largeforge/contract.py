@@ -345,13 +345,12 @@ class Store(Protocol):
     def num_keys(self) -> int:
         """How many keys are valid now."""
 
-    def add_key(self, key: Key, *, digest: str, expires: float | None = None) -> Key:
+    def add_key(self, key: Key, *, digest: str) -> Key:
         """Keep a new key, of which only the digest is known here, and return it with its id.
 
         Args:
             key: its id is not read.
             digest: `largeforge.call.digest_of` it.
-            expires: seconds since 1970; None is never.
 
         Raises:
             InputError: a key of this name is there that was not revoked.

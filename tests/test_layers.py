@@ -12,7 +12,7 @@ import largeforge
 from largeforge.config.places import Library
 
 PACKAGE = Path(largeforge.__file__).parent
-WORDS = {"errors", "artifact", "asgi", "batch", "call", "chat", "process", "contract", "build", "run", "rank", "report", "console", "config"}
+WORDS = {"errors", "artifact", "asgi", "batch", "call", "chat", "process", "contract", "build", "run", "rank", "report", "console", "config", "threads"}
 STORIES = {"task"}
 HEAVY = {"torch", "transformers", "datasets", "lightning", "peft", "trl", "accelerate", "pandas", "pyarrow", "numpy", "bitsandbytes", "matplotlib"}
 

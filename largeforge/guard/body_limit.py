@@ -1,7 +1,7 @@
 """Reads a request's whole body, within limits of bytes and seconds, before anything inside sees the request.
 
-After that `receive` says one thing only, that the client is gone: the guards inside and the handlers can wait for it. A message of a
-WebSocket is limited by the server's own setting (uvicorn: ws_max_size), and comes through here again as a request from inside.
+After that `receive` says one thing only, that the client is gone: the guards inside and the handlers can wait for it. Messages of WebSocket and
+gRPC, which their servers let be a little longer, come through here as requests from inside.
 """
 
 from __future__ import annotations

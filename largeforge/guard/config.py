@@ -39,7 +39,9 @@ class MetricsConfig(GuardConfig):
 class BodyLimitConfig(GuardConfig):
     """How much a client may send, and how long it may take."""
 
-    max_bytes: PositiveInt = Field(description="Bytes of a request's body at most; more is answered with 413.")
+    max_bytes: PositiveInt = Field(
+        le=256 * 2**20, description="Bytes of a request's body at most, over WebSocket and gRPC too; more is answered with 413. At most 256 MiB."
+    )
     read_timeout_s: PositiveFloat = Field(description="Seconds within which the whole body has to be there; slower is answered with 408.")
 
 

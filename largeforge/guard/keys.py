@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable
@@ -19,6 +18,7 @@ from largeforge.call import ADMIN_PATHS, GENERATING, OPEN_PATHS, Key, call_of, d
 from largeforge.contract import Store
 from largeforge.errors import InputError, StoreError
 from largeforge.guard.config import KeysConfig
+from largeforge.threads import in_daemon_thread
 
 AT_ONCE = 4
 """Lookups that the store is asked at once: as many threads, and connections, as they take."""
@@ -134,11 +134,13 @@ class KnownKeys:
     Args:
         store: who is asked.
         config: for how long, and how many.
-        clock: monotonic seconds.
+        clock: monotonic seconds, by which answers of the store grow old.
+        wall: seconds since 1970, by which keys expire.
     """
 
-    def __init__(self, store: Store, config: KeysConfig, *, clock: Callable[[], float]) -> None:
+    def __init__(self, store: Store, config: KeysConfig, *, clock: Callable[[], float], wall: Callable[[], float] = time.time) -> None:
         self.store = store
+        self.wall = wall
         self.config = config
         self.clock = clock
         self.good: OrderedDict[str, Entry] = OrderedDict()
@@ -152,6 +154,8 @@ class KnownKeys:
         """Return the valid key of a digest, None where there is none. Raises StoreError where nobody can say."""
         now, config = self.clock(), self.config
         good, bad = self.good.get(digest), self.bad.get(digest)
+        if good is not None and good.key is not None and good.key.expires is not None and self.wall() >= good.key.expires:
+            return None  # the store would say so too, where it can
         if good is not None and now - good.at < config.cache_s:
             self.good.move_to_end(digest)
             return good.key
@@ -201,32 +205,9 @@ class KnownKeys:
         return key
 
     async def in_thread(self, digest: str) -> Key | None:
-        """Ask the blocking store from a thread that keeps no process from ending: a database that hangs must not hold up a shutdown."""
+        """Ask the blocking store. A thread that hangs goes on taking its turn, though nobody waits for it any more."""
         await self.turns.acquire()
-        loop = asyncio.get_running_loop()
-        answer: asyncio.Future[Key | None] = loop.create_future()
-
-        def settle(key: Key | None, fault: BaseException | None) -> None:
-            self.turns.release()  # here, not where the wait ends: a thread that hangs goes on taking a turn
-            if answer.done():
-                return
-            if fault is None:
-                answer.set_result(key)
-            else:
-                answer.set_exception(fault)
-
-        def work() -> None:
-            key: Key | None = None
-            fault: BaseException | None = None
-            try:
-                key = self.store.find_key(digest)
-            except BaseException as raised:
-                fault = raised
-            with contextlib.suppress(RuntimeError):  # the loop was closed meanwhile: nobody waits any more
-                loop.call_soon_threadsafe(settle, key, fault)
-
-        threading.Thread(target=work, name="find-key", daemon=True).start()
-        return await answer
+        return await in_daemon_thread(lambda: self.store.find_key(digest), name="find-key", ended=self.turns.release)
 
     def done(self, digest: str, task: asyncio.Task[Key | None]) -> None:
         self.pending.pop(digest, None)

@@ -6,6 +6,7 @@ import asyncio
 import time
 
 from largeforge.errors import ServeError
+from largeforge.process import spare_what_stays
 from largeforge.serve.base import Listening, Parts, Prove, Stops, greeting, is_loopback, new_key, run_loop
 from largeforge.serve.completions import TROUBLE
 from largeforge.serve.config import AllConfig
@@ -35,8 +36,8 @@ class All:
         listening = Listening(config, protocol=parts.protocol)
         server: EngineServer | None = None
         upstream: Upstream | None = None
-        try:
-            with Stops(run) as stops:
+        with Stops(run) as stops:
+            try:
                 # ---- whom it asks ----
                 if parts.launch is not None:
                     key, launch = new_key(), parts.launch
@@ -56,6 +57,7 @@ class All:
                     meters=parts.meters,
                     store=parts.store,
                     defaults=parts.defaults,
+                    max_body_bytes=parts.max_body_bytes,
                     adapter=parts.adapter,
                     title=f"LargeForge: {parts.name}" if parts.name else "LargeForge",
                 )
@@ -78,6 +80,7 @@ class All:
                         return
                     proof = proven.result()
                 door.loading = False
+                spare_what_stays()
                 seconds = time.monotonic() - start
                 run.measure(ready_seconds=seconds)
                 run.progress.say(
@@ -91,13 +94,13 @@ class All:
                     run.progress.say(f"{left} {'answer was' if left == 1 else 'answers were'} broken off after {config.drain_s:g} s, and told so.")
                 run.progress.say("stopped")
                 run.measure(restarts=float(server.restarts if server is not None else 0))
-        finally:
-            await listening.stop()
-            if upstream is not None:
-                await upstream.close()
-            if server is not None:
-                await server.stop()
-            listening.close()
+            finally:
+                await listening.stop()
+                if upstream is not None:
+                    await upstream.close()
+                if server is not None:
+                    await server.stop()
+                listening.close()
 
     async def _prove(self, prove: Prove, upstream: Upstream, name: str) -> str:
         """Prove; once more where the engine died meanwhile. Raises CheckFailed, ServeError."""

@@ -53,6 +53,7 @@ class Parts:
         guarded: puts the guards around an app: (app, meters, whether a key is required) -> (app, the guard that counts what runs).
         meters: what is measured.
         protocol: speaks HTTP on a connection, with limits on a request's head; uvicorn's own has none.
+        max_body_bytes: of a request, whichever way it comes.
         asks_for_keys: whether a key is asked for, by whether others than this machine reach the door.
         store: who keeps keys; opened already.
         prove: compares what an endpoint says with the pinned answers; returns a line for the user, raises CheckFailed. None proves nothing.
@@ -68,6 +69,7 @@ class Parts:
     guarded: Callable[[App, Any, bool], tuple[App, Concurrent]]
     meters: Any
     protocol: type[asyncio.Protocol]
+    max_body_bytes: int
     asks_for_keys: Callable[[bool], bool]
     store: Store | None
     prove: Prove | None = None
@@ -117,7 +119,11 @@ class _OldRunner:
 
 
 class Stops:
-    """SIGTERM and Ctrl-C: the first asks for an orderly end, the second for one at once."""
+    """SIGTERM and Ctrl-C: the first asks for an orderly end, the second for one at once; more change nothing.
+
+    Stands around what cleans up, too: a signal that came then would end the process with things half done. Once a stop was asked for, signals
+    are ignored until the run has its own handlers back (`largeforge.run.signals_to`).
+    """
 
     def __init__(self, run: Run) -> None:
         self.asked = asyncio.Event()
@@ -127,16 +133,19 @@ class Stops:
 
     def __enter__(self) -> Stops:
         loop = asyncio.get_running_loop()
-        for number in (signal.SIGINT, signal.SIGTERM):
-            self._before[number] = signal.getsignal(number)
-            loop.add_signal_handler(number, self._ask, number)
+
+        def ask(*_: object) -> None:
+            loop.call_soon_threadsafe(self._ask)
+
+        for number in (signal.SIGINT, signal.SIGTERM):  # not by the loop: it puts the default handler back for a moment, which ends the process
+            self._before[number] = signal.signal(number, ask)
+        if self._run.stop_asked:  # before there was a loop
+            self.asked.set()
         return self
 
     def __exit__(self, *_: object) -> None:
-        loop = asyncio.get_running_loop()
         for number, handler in self._before.items():
-            loop.remove_signal_handler(number)
-            signal.signal(number, handler)
+            signal.signal(number, signal.SIG_IGN if self.asked.is_set() else handler)
 
     async def unless_asked(self, work: Awaitable[Any]) -> bool:
         """Do work; give it up and return False where a stop is asked for meanwhile."""
@@ -154,7 +163,7 @@ class Stops:
                 with suppress(asyncio.CancelledError):
                     await task
 
-    def _ask(self, number: int) -> None:
+    def _ask(self) -> None:
         if self.asked.is_set():
             self.at_once = True
             return
@@ -270,7 +279,7 @@ class Listening:
             proxy_headers=False,  # nothing here asks where a request came from, and who is on loopback could say anything
             timeout_keep_alive=75,
             timeout_graceful_shutdown=FINISH_S,
-            ws_max_size=16 * 2**20,
+            ws_max_size=2 * door.max_message_bytes,  # beyond it the socket is closed; up to there it is told what is wrong
             backlog=LONGEST_WAIT_FOR_SOCKETS,
             ssl_certfile=self.tls[0] if self.tls else None,
             ssl_keyfile=self.tls[1] if self.tls else None,
@@ -291,7 +300,7 @@ class Listening:
             os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "false")  # children are other programs: nothing of gRPC goes on in them
             from largeforge.serve.grpc import GrpcServer  # loads grpc: where it is asked for
 
-            self._grpc = GrpcServer(door, ready=lambda: door.state == "ready", authorise=door.authorise)
+            self._grpc = GrpcServer(door, ready=lambda: door.state == "ready", authorise=door.authorise, max_message_bytes=door.max_message_bytes)
             await self._grpc.start(self.config.host, self.grpc_port, tls=self.tls)
 
     async def stop(self) -> None:

@@ -24,8 +24,11 @@ from largeforge.serve.inner import call as inner_call
 from largeforge.serve.pages import SCRIPT, SHEET, Asked, Component, pages
 from largeforge.serve.upstream import Upstream
 from largeforge.serve.websocket import WebSocket
+from largeforge.threads import in_daemon_thread
 
 SOCKET = "/v1/ws"
+ENVELOPE_BYTES = 4096  # what a message has around the body of a request
+STORE_WAIT_S, STORE_FOR_S = 5.0, 1.0  # that a store has to answer /health, and that its answer holds
 LAST_WORDS_S = 2.0  # for those who are told at the end that they are not answered any more
 ROUTES = (*PATHS, *sorted(ADMIN_PATHS), SOCKET, "/", "/health", "/ready", "/metrics", "/docs", SCRIPT, SHEET, "/openapi.json")
 """Every path that is answered; any other is "other" in logs and metrics."""
@@ -56,6 +59,7 @@ class Door:
         meters: what is measured: `largeforge.guard.meters.Meters`.
         store: who keeps keys; None where nobody does.
         defaults: what holds where a request does not say; None where the engine has its own.
+        max_body_bytes: of a request; messages of WebSocket and gRPC may have a little more, and pass the guard that keeps this limit.
         adapter: looks at an adapter that comes while it runs, see `largeforge.serve.adapters`; None where none does.
         title: of the OpenAPI document.
     """
@@ -68,6 +72,7 @@ class Door:
         meters: Any,
         store: Store | None,
         defaults: Defaults | None,
+        max_body_bytes: int = 8 * 2**20,
         adapter: Callable[[str, str], Path] | None = None,
         title: str = "LargeForge",
     ) -> None:
@@ -79,9 +84,12 @@ class Door:
         self.completions = Completions(upstream, defaults=defaults, created=int(time.time()), piece=getattr(meters, "piece", None))
         self.adapters = Adapters(upstream, look=adapter)
         self.pages: Any = pages(Asked(self.components, lambda: self.state, self.metrics), title=title, adapters=adapter is not None)
-        self.websocket = WebSocket()
+        self.max_message_bytes = max_body_bytes + ENVELOPE_BYTES
+        self.websocket = WebSocket(max_message_bytes=self.max_message_bytes)
         self.app, self.concurrent = guard(self.route)
         self.websocket.app = self.app
+        self._look: asyncio.Task[Component] | None = None
+        self._looked_at = 0.0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await self.app(scope, receive, send)
@@ -120,14 +128,26 @@ class Door:
         latency = await self.upstream.latency_ms()
         found.append(Component(name="engine", status="unhealthy" if latency is None else "healthy", latency_ms=latency or 0.0))
         if self.store is not None:
-            start = time.perf_counter()
-            try:
-                await asyncio.wait_for(asyncio.to_thread(self.store.num_keys), 5)
-                healthy = True
-            except (StoreError, asyncio.TimeoutError):
-                healthy = False
-            found.append(Component(name="store", status="healthy" if healthy else "unhealthy", latency_ms=(time.perf_counter() - start) * 1000))
+            found.append(await self._of_store(self.store))
         return found
+
+    async def _of_store(self, store: Store) -> Component:
+        """What the store's last look said; looked at anew where that is over a second ago, once for all who ask meanwhile."""
+        if self._look is None or (self._look.done() and time.monotonic() - self._looked_at >= STORE_FOR_S):
+            self._look, self._looked_at = asyncio.ensure_future(self._look_at(store)), time.monotonic()
+        try:
+            return await asyncio.wait_for(asyncio.shield(self._look), STORE_WAIT_S)
+        except asyncio.TimeoutError:
+            return Component(name="store", status="unhealthy", latency_ms=1000 * STORE_WAIT_S)
+
+    async def _look_at(self, store: Store) -> Component:
+        start = time.perf_counter()
+        try:
+            await in_daemon_thread(store.num_keys, name="look-at-store")
+            healthy = True
+        except StoreError:
+            healthy = False
+        return Component(name="store", status="healthy" if healthy else "unhealthy", latency_ms=(time.perf_counter() - start) * 1000)
 
     async def metrics(self) -> tuple[bytes, str]:
         """Gather what the engine says of itself, and write all down."""

@@ -125,7 +125,7 @@ class GrpcServer:
         ready: whether requests would be answered now: what health tells.
         authorise: the HTTP status that a request with these headers gets, below 400 where it may pass: asked before reflection, before methods
             that do not exist and before it is told what is wrong with a message.
-        max_message_bytes: of a request or a piece of an answer.
+        max_message_bytes: of a request; an answer may have any length.
         max_rpcs: that run at once, watchers of health included; more are refused.
     """
 
@@ -144,7 +144,7 @@ class GrpcServer:
         self._health = _Health(ready)
         options = [
             ("grpc.max_receive_message_length", max_message_bytes),
-            ("grpc.max_send_message_length", max_message_bytes),
+            ("grpc.max_send_message_length", -1),
             ("grpc.so_reuseport", 0),  # else a second server on the same port would take half of the first one's clients, and nobody says so
             ("grpc.keepalive_time_ms", 30_000),  # a client whose machine is gone is found out
             ("grpc.keepalive_timeout_ms", 20_000),

@@ -150,7 +150,7 @@ class Database:
         with self.connected() as connection:
             return int(connection.execute(sa.select(sa.func.count()).select_from(KEYS).where(valid)).scalar_one())
 
-    def add_key(self, key: Key, *, digest: str, expires: float | None = None) -> Key:
+    def add_key(self, key: Key, *, digest: str) -> Key:
         """Keep a new key and return it with its id. Raises InputError where its name is taken."""
         values = {
             "name": key.name,
@@ -161,7 +161,7 @@ class Database:
             "tokens_per_minute": key.tokens_per_minute,
             "scopes": " ".join(key.scopes),
             "created": time.time(),
-            "expires": expires,
+            "expires": key.expires,
         }
         try:
             with self.connected(writing=True) as connection:
@@ -219,5 +219,6 @@ def _record(row: Any) -> KeyRecord:
         requests_per_minute=row.requests_per_minute,
         tokens_per_minute=row.tokens_per_minute,
         scopes=tuple(row.scopes.split()),
+        expires=row.expires,
     )
-    return KeyRecord(key, created=row.created, expires=row.expires, revoked=row.revoked, last_used=row.last_used)
+    return KeyRecord(key, created=row.created, revoked=row.revoked, last_used=row.last_used)

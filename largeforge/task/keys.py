@@ -68,9 +68,9 @@ class Keys:
             requests_per_minute=config.requests_per_minute,
             tokens_per_minute=config.tokens_per_minute,
             scopes=tuple(dict.fromkeys(config.scopes)),
+            expires=None if config.expires_days is None else time.time() + config.expires_days * DAY_S,
         )
-        expires = None if config.expires_days is None else time.time() + config.expires_days * DAY_S
-        return store.add_key(key, digest=digest_of(secret), expires=expires), secret
+        return store.add_key(key, digest=digest_of(secret)), secret
 
     def show(self, records: list[KeyRecord], run: Run) -> None:
         """List keys on standard output."""
@@ -89,7 +89,7 @@ def _row(record: KeyRecord, now: float) -> tuple[str, ...]:
     key = record.key
     state = "valid" if record.valid(now) else f"revoked {_day(record.revoked)}" if record.revoked is not None else "expired"
     limits = ("" if limit is None else str(limit) for limit in (key.requests_per_minute, key.tokens_per_minute))
-    times = (_day(record.created), _day(record.expires), _day(record.last_used))
+    times = (_day(record.created), _day(key.expires), _day(record.last_used))
     return (key.name, key.prefix, state, str(key.priority), *limits, " ".join(key.scopes), *times)
 
 

@@ -91,6 +91,7 @@ class Serve:
             "guarded": partial(self.guarded, store),
             "meters": find("largeforge.guard.meters.Meters")(),
             "protocol": find("largeforge.guard.head_limit.head_limited")(),
+            "max_body_bytes": self.config.guards.body_limit.max_bytes,
             "asks_for_keys": self.required,
             "store": store,
             "prove": self.proof(),

@@ -1,4 +1,4 @@
-"""What a key may do: asked of the guard that knows keys, over a real store."""
+"""What a key may do, and until when: asked of the guard that knows keys, over a real store."""
 
 from __future__ import annotations
 
@@ -54,6 +54,18 @@ def test_a_key_does_what_its_scopes_say(store: SQLite, key: str, path: str) -> N
 
 def test_a_key_without_any_does_not_open_what_needs_one(store: SQLite) -> None:
     assert {asked(store, path, "nobody").status for path in ADMIN_PATHS | GENERATING} == {401}
+
+
+def test_a_key_expires_while_it_is_remembered(store: SQLite) -> None:
+    """At the second it was made for, though the store is asked again only after `cache_s`."""
+    store.add_key(Key(0, "short", "short", expires=2e9), digest=digest_of("short"))
+    guard = Keys(configured("keys"), app=inside, store=store, required=True)
+    assert guard.known is not None
+    found = []
+    for now in (2e9 - 1, 2e9, 2e9 + 1):
+        guard.known.wall = lambda now=now: now  # type: ignore[misc]
+        found.append(asyncio.run(ask(guard, "/v1/models", headers={"x-api-key": "short"})).status)
+    assert found == [200, 401, 401]
 
 
 def test_where_no_key_is_asked_for_none_does_less_than_no_key(store: SQLite) -> None:

@@ -117,9 +117,34 @@ def test_the_same_refusal(server: Server, fields: dict[str, Any]) -> None:
     body = body_of(fields)
     status, error = over_http(server, body)
     assert status in (400, 404)
+    if len(body["messages"][0]["content"]) > 10_000:
+        assert (error["code"], error["param"]) == ("context_length_exceeded", "messages")
     assert over_websocket(server, body) == (status, error)
     code, said = over_grpc(server, body)
     assert said == error and code == {400: grpc.StatusCode.INVALID_ARGUMENT, 404: grpc.StatusCode.NOT_FOUND}[status]
+
+
+@pytest.mark.parametrize("max_bytes", [3000, 12 * 2**20])
+def test_one_limit_of_bytes(max_bytes: int, tmp_path: Path) -> None:
+    """What `guards.body_limit.max_bytes` lets through comes through on all three, more is refused on all three, and a great deal more too."""
+    with serving(tmp_path, "engine=echo", f"guards.body_limit.max_bytes={max_bytes}") as server:
+        for length, answered in ((max_bytes - 500, True), (max_bytes, False), (2 * max_bytes, False)):
+            body = body_of({"model": "echo", "max_tokens": 1, "messages": [{"role": "user", "content": "x" * length}]})
+            assert server.ask("/v1/chat/completions", body)[0] == (200 if answered else 413), length
+            with connect(server.url.replace("http", "ws") + "/v1/ws") as socket:
+                socket.send(json.dumps({"id": "a", "type": "chat.completions", "request": {**body, "stream": False}}))
+                found = json.loads(socket.recv(timeout=60))
+                assert (found["type"], found.get("status")) == (("result", None) if answered else ("error", 413)), length
+                socket.send('{"type": "ping"}')
+                assert json.loads(socket.recv(timeout=10)) == {"type": "pong"}, "the socket lives on"
+            with grpc.insecure_channel(server.grpc) as channel:
+                asked = json_format.ParseDict(body, pb.ChatRequest())
+                try:
+                    inference_pb2_grpc.InferenceStub(channel).Chat(asked, timeout=60)
+                    code = grpc.StatusCode.OK
+                except grpc.RpcError as fault:
+                    code = fault.code()
+            assert code == (grpc.StatusCode.OK if answered else grpc.StatusCode.RESOURCE_EXHAUSTED), length
 
 
 def test_no_way_in_without_a_key(tmp_path: Path, shared_models: Path) -> None:

@@ -31,7 +31,7 @@ def test_made_found_listed_revoked(new_store: Maker) -> None:
     assert other.find_key(digest_of(SECRET)) == made
     assert other.find_key(digest_of(SECRET + "x")) is None
     (record,) = other.keys()
-    assert record.key == made and record.expires is None and record.revoked is None and abs(record.created - time.time()) < 60
+    assert record.key == made and made.expires is None and record.revoked is None and abs(record.created - time.time()) < 60
     assert other.revoke("alice") == made
     assert (store.find_key(digest_of(SECRET)), store.num_keys()) == (None, 0)
     assert store.keys()[0].revoked is not None
@@ -68,9 +68,9 @@ def test_revoked_by_its_first_letters(new_store: Maker) -> None:
 def test_an_expired_key_is_worthless(new_store: Maker) -> None:
     store = new_store()
     store.open()
-    store.add_key(key("past"), digest=digest_of("past"), expires=time.time() - 1)
-    store.add_key(key("future"), digest=digest_of("future"), expires=time.time() + 3600)
-    assert store.find_key(digest_of("past")) is None and store.find_key(digest_of("future")) is not None
+    store.add_key(key("past", expires=time.time() - 1), digest=digest_of("past"))
+    later = store.add_key(key("future", expires=time.time() + 3600), digest=digest_of("future"))
+    assert store.find_key(digest_of("past")) is None and store.find_key(digest_of("future")) == later
     assert store.num_keys() == 1
 
 
