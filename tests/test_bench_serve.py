@@ -1,21 +1,28 @@
-"""scripts/bench serve: its load generator counts what a server really did, its soak fails where it must, and its parts are chosen as said."""
+"""scripts/bench serve: its load generator counts what a server did, its soak fails where it must, it sees who is answered on, its parts are chosen as said."""
 
 from __future__ import annotations
 
 import json
+import math
+import random
+import select
+import socket
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
-from scripts.benches import serve, serve_soak
+from scripts.benches import serve, serve_leaving, serve_soak
 from scripts.benches.serve_exact import same
-from scripts.benches.serve_load import load, quantile
+from scripts.benches.serve_leaving import MOMENTS, READING, STREAMING, Engine, Left, Seen, leave
+from scripts.benches.serve_load import Reply, load, quantile
 from scripts.benches.serve_load_side import read
+from scripts.benches.serve_servers import Server
 from scripts.benches.serve_soak import Tally, told
 
 FIRST_S = 0.1
@@ -128,7 +135,11 @@ def test_a_quantile_is_one_of_the_values() -> None:
 
 def test_what_is_asked_of_the_bench() -> None:
     every = serve.parsed([])
-    assert every.only == ["engine", "door", "streams", "exact", "soak"] and (every.pairs, every.minutes) == (5, 30.0) and every.model == ["nano", "smollm2"]
+    assert (
+        every.only == ["engine", "door", "streams", "exact", "leaving", "soak"]
+        and (every.pairs, every.minutes) == (5, 30.0)
+        and every.model == ["nano", "smollm2"]
+    )
     quick = serve.parsed(["--quick", "--only", "door"])
     assert (quick.only, quick.pairs, quick.minutes, quick.model) == (["door"], 2, 1.0, ["nano"])
     assert serve.parsed(["--gpu"]).only == ["gpu"] and serve.parsed(["--only", "soak", "--minutes", "3"]).minutes == 3.0
@@ -180,3 +191,137 @@ def test_another_answer_is_seen() -> None:
     assert same(expected, answered) and same(expected | {"ended": True}, answered | {"reason": "stop", "answer_tokens": 1})
     for change in ({"text": "a c"}, {"answer_tokens": 3}, {"prompt_tokens": 4}, {"reason": "stop"}, {"status": 500}):
         assert not same(expected, answered | change)
+
+
+# ---- clients that leave ----
+
+NOTICED_S = 0.05
+
+
+class Deserted(BaseHTTPRequestHandler):
+    """An engine of one request at a time: says how it is, and answers until its client has gone, or longer, as `how` says."""
+
+    protocol_version = "HTTP/1.1"
+    how = "stops"
+    now: dict[str, float]
+
+    def log_message(self, *_: Any) -> None:
+        """Nothing."""
+
+    def do_GET(self) -> None:
+        data = json.dumps(self.now).encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+    def do_POST(self) -> None:
+        asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        now, self.close_connection = self.now, True
+        if self.how == "never begins":
+            return self.until_gone()
+        now["active"], now["held"], now["begun"] = now["active"] + 1, now["held"] + 4, now["begun"] + len(asked["prompt"])
+        if asked["stream"]:
+            self.wfile.write(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
+        with suppress(OSError):
+            while not self.gone():
+                time.sleep(0.001)
+                now["decoded"] += 1
+                if asked["stream"]:
+                    self.wfile.write(b'f\r\ndata: {"a": 1}\n\r\n')
+        time.sleep(NOTICED_S)
+        if self.how == "keeps its blocks":
+            return None
+        now["active"], now["held"] = now["active"] - 1, now["held"] - 4
+        if self.how == "one of the others ends too":
+            now["active"] -= 1
+        for _ in range(20 if self.how == "decodes on" else 0):
+            time.sleep(0.01)
+            now["decoded"] += 1
+        return None
+
+    def gone(self) -> bool:
+        return bool(select.select([self.connection], [], [], 0)[0]) and not self.connection.recv(1, socket.MSG_PEEK)
+
+    def until_gone(self) -> None:
+        while not self.gone():
+            time.sleep(0.001)
+
+
+@contextmanager
+def deserted(how: str, tmp_path: Path, *, others: int = 0, says_at_once: bool = True) -> Iterator[Engine]:
+    now = {"active": others, "waiting": 0, "decoded": 7, "held": 4 * others, "begun": 9}
+    server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (Deserted,), {"how": how, "now": now}))
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
+    thread.start()
+    url = f"http://127.0.0.1:{server.server_port}"
+    engine = Engine("fake", Server("fake", url, "nano", cast(Any, None), tmp_path), url, "/", lambda body: Seen(**json.loads(body)), says_at_once=says_at_once)
+    try:
+        yield engine
+    finally:
+        engine.close()
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(serve_leaving, "PATIENCE_S", 0.3)
+
+
+@pytest.mark.parametrize("moment", MOMENTS)
+@pytest.mark.parametrize("says_at_once", [True, False])
+def test_the_time_until_a_client_that_left_is_noticed(tmp_path: Path, moment: str, says_at_once: bool) -> None:
+    with deserted("stops", tmp_path, says_at_once=says_at_once) as engine:
+        left = leave(engine, moment, random.Random(0), others=0)
+    assert left is not None and left.still and 1000 * NOTICED_S <= left.ms < 1000
+
+
+@pytest.mark.usefixtures("impatient")
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_an_engine_that_answers_on_is_seen(tmp_path: Path, moment: str) -> None:
+    with deserted("decodes on", tmp_path) as engine:
+        left = leave(engine, moment, random.Random(0), others=0)
+    assert left is not None and not left.still and left.tokens_after >= 10
+    with deserted("keeps its blocks", tmp_path) as engine:
+        left = leave(engine, moment, random.Random(0), others=0)
+    assert left is not None and not left.still and left.ms == math.inf
+
+
+def test_a_client_that_left_among_others(tmp_path: Path) -> None:
+    """What cannot be told is not counted: one of the others ended at about the same time."""
+    with deserted("stops", tmp_path, others=16) as engine:
+        left = leave(engine, STREAMING, random.Random(0), others=16)
+        assert left is not None and left.still and 1000 * NOTICED_S <= left.ms < 1000
+    with deserted("one of the others ends too", tmp_path, others=16) as engine:
+        assert leave(engine, STREAMING, random.Random(0), others=16) is None
+
+
+@pytest.mark.usefixtures("impatient")
+def test_a_client_that_left_before_the_engine_had_it_is_not_counted(tmp_path: Path) -> None:
+    with deserted("never begins", tmp_path, says_at_once=False) as engine:
+        assert leave(engine, READING, random.Random(0), others=0) is None
+
+
+def test_what_engines_say() -> None:
+    said = b"""# TYPE vllm:num_requests_running gauge
+vllm:num_requests_running{engine="0",model_name="nano"} 2.0
+vllm:num_requests_waiting{engine="0",model_name="nano"} 1.0
+vllm:num_requests_waiting_by_reason{engine="0",reason="capacity"} 5.0
+vllm:generation_tokens_total{engine="0"} 1.2e+03
+vllm:kv_cache_usage_perc{engine="0"} 0.25
+vllm:prefix_cache_queries_total{engine="0"} 64.0
+"""
+    assert serve_leaving.metrics(said) == Seen(2, 1, 1200.0, 0.25, 64.0)
+    load = {"active": 2, "waiting": 1, "decoded_tokens": 5, "free_blocks": 90, "total_blocks": 96, "engine": "nano"}
+    assert serve_leaving.stats(json.dumps(load).encode()) == Seen(2, 1, 5, 6)
+
+
+@pytest.mark.parametrize(("late", "still", "status", "code"), [(1, 20, 200, 0), (2, 20, 200, 1), (1, 19, 200, 1), (1, 20, 503, 1)])
+def test_targets_of_clients_that_leave(late: int, still: int, status: int, code: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of 20 one may take longer; none may be answered on, and nobody else may suffer."""
+    monkeypatch.setattr(serve_leaving.Table, "publish", lambda table: None)
+    left = [Left(500.0 if number < late else 9.0, number < still, 0) for number in range(20)]
+    answer = Reply(0, status, True, 0.0, 0.1, 0.2, 3, 5, True, "", "")
+    assert serve_leaving.told({"hf, mid-stream": left}, 20, [answer], []) == code

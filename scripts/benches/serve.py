@@ -1,4 +1,4 @@
-"""task=serve in numbers: the engine beside other servers, the door beside other doors, many streams, equal tokens, and half an hour of faults.
+"""task=serve in numbers: the engine beside other servers, the door beside other doors, many streams, equal tokens, clients that leave, half an hour of faults.
 
 Every part writes a table of its own. Peers stand in environments of their own (scripts/environments), made on first use.
 """
@@ -12,7 +12,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-PARTS = ("engine", "door", "streams", "exact", "soak", "gpu")
+PARTS = ("engine", "door", "streams", "exact", "leaving", "soak", "gpu")
 
 
 def parsed(argv: Sequence[str]) -> argparse.Namespace:
@@ -66,6 +66,10 @@ def run(part: str, options: argparse.Namespace, folder: Path) -> int:
         from scripts.benches.serve_exact import measure as exact
 
         return exact(folder, num=60 if options.quick else 200)
+    if part == "leaving":
+        from scripts.benches.serve_leaving import measure as leaving
+
+        return leaving(folder, num=10 if options.quick else 40)
     if part == "soak":
         from scripts.benches.serve_soak import measure as soak
 
