@@ -1,3 +1,3 @@
 """LargeForge: from a config to a trained, proven and served language model. Imports nothing heavy."""
 
-__version__ = "0.4.0"
+__version__ = "0.5.0"

@@ -12,6 +12,7 @@ import signal
 import threading
 import time
 from collections.abc import Awaitable, Callable
+from importlib import import_module
 from multiprocessing.connection import wait
 from typing import Any
 
@@ -41,11 +42,8 @@ def rest_between_looks() -> None:
     They look without a pause for a second, which takes two cores of a small machine from whoever computes and answers: on two cores first tokens of
     four clients came after 10 ms or after 450 ms by turns, and come after 10 to 20 ms like this.
     """
-    from vllm.platforms import current_platform  # type: ignore[import-not-found]  # in an environment of its own
-
-    if current_platform.is_cpu():
-        from vllm.distributed.device_communicators import shm_broadcast  # type: ignore[import-not-found]
-
+    if import_module("vllm.platforms").current_platform.is_cpu():
+        shm_broadcast: Any = import_module("vllm.distributed.device_communicators.shm_broadcast")
         if hasattr(shm_broadcast, "sched_yield"):  # another vLLM may wait otherwise
             shm_broadcast.sched_yield = rest
 
