@@ -394,6 +394,9 @@ def _why_idle(view: _View, key: str) -> tuple[str, str] | None:
             return f"only schedule=wsd falls at the end; this one is {view['trainer.schedule']}", "trainer.schedule=wsd"
         if task in ("Inspect", "Push") and key in TRAINING_KEYS:
             return "this is for training; nothing is trained here", ""
+        if task == "Serve" and key == "serve.start_timeout_s":
+            starts_vllm = str(view["engine._target_"]).endswith(".VLLM") and not str(view["serve._target_"]).endswith(".DoorOnly")
+            return ("vLLM has a time of its own: engine.start_timeout_s", f"engine.start_timeout_s={view[key]}") if starts_vllm else None
         if task == "DistillFromTeacher":
             return _why_idle_in_distillation(view, key)
     except _NotThere:

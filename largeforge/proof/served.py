@@ -155,7 +155,8 @@ async def prove(endpoint: Endpoint, model: str, pins: Sequence[dict[str, Any]] |
     for pin, asked in zip(found, await asyncio.gather(*(_asked(endpoint, model, pin) for pin in found)), strict=True):
         ids, text, count = asked
         if ids != pin.ids or count != len(pin.ids):
-            differences.append(f"{pin.prompt!r} becomes {len(ids)} tokens there ({ids[:8]} ...), not {len(pin.ids)} ({pin.ids[:8]} ...)")
+            theirs = f"{len(ids)} tokens there ({ids[:8]} ...), {count} in its answer's usage"
+            differences.append(f"{pin.prompt!r} becomes {theirs}, not {len(pin.ids)} ({pin.ids[:8]} ...)")
         elif pin.text is not None and whole_letters(text) != whole_letters(pin.text):
             place = _same_tokens(pin, text)
             if _tie(pin, place):

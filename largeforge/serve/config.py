@@ -40,7 +40,7 @@ class AllConfig(DoorConfig):
     prove: Bool = Field(
         description="Before it is ready: compare the answers to pinned prompts with those of plain transformers; refuse to serve where they differ."
     )
-    start_timeout_s: PositiveFloat = Field(description="Seconds until the engine must be ready.")
+    start_timeout_s: PositiveFloat = Field(description="Seconds until the engine must be ready; of vLLM engine.start_timeout_s says so.")
 
 
 class DoorOnlyConfig(DoorConfig):
@@ -61,4 +61,4 @@ class EngineOnlyConfig(ServeConfig):
     host: Literal["127.0.0.1", "0.0.0.0", "::"] = Field(description="Where it listens; LitServe takes these.")
     port: Annotated[Int, Field(ge=1024, le=65535)] = Field(description="On which port; LitServe takes none below 1024.")
     engine_key: SecretStr | None = Field(description="What its door must say; needed elsewhere than on loopback.")
-    start_timeout_s: PositiveFloat = Field(description="Seconds until the engine must be ready.")
+    start_timeout_s: PositiveFloat = Field(description="Seconds until the engine must be ready; of vLLM engine.start_timeout_s says so.")

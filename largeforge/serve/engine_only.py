@@ -46,8 +46,8 @@ class EngineOnly:
         )
         listening(config.host, config.port).close()  # taken: said now, not by a server that answers in its place
         run.progress.say(f"starting the engine server of {parts.name} (its log: {run.folder / 'engine.txt'})")
-        try:
-            with Stops(run) as stops:
+        with Stops(run) as stops:
+            try:
                 if not await stops.unless_asked(server.start()):
                     return
                 run.measure(ready_seconds=time.monotonic() - start, load_seconds=server.load_seconds)
@@ -56,5 +56,5 @@ class EngineOnly:
                 run.progress.say(f"its door: python -m largeforge task=serve serve=door serve.engine_url=http://{here}:{config.port}")
                 run.progress.say("Ctrl-C or SIGTERM stops it; what runs is finished first.")
                 await stops.asked.wait()
-        finally:
-            await server.stop()
+            finally:
+                await server.stop(at_once=lambda: stops.at_once)

@@ -67,8 +67,8 @@ class EngineServer:
         await self._up(await self._spawn())
         self._watcher = asyncio.ensure_future(self._watch())
 
-    async def stop(self) -> None:
-        """End it: asked first, killed after `stop_s`; nothing of it is left."""
+    async def stop(self, *, at_once: Callable[[], bool] = lambda: False) -> None:
+        """End it: asked first, killed after `stop_s` or as soon as `at_once` says so; nothing of it is left."""
         self.ready.clear()
         if self._watcher is not None:
             self._watcher.cancel()
@@ -79,8 +79,9 @@ class EngineServer:
         if process.returncode is None and self.stop_s:
             with suppress(ProcessLookupError):
                 process.send_signal(signal.SIGTERM)
-            with suppress(asyncio.TimeoutError):
-                await asyncio.wait_for(process.wait(), self.stop_s)
+            until = time.monotonic() + self.stop_s
+            while process.returncode is None and time.monotonic() < until and not at_once():
+                await asyncio.sleep(PROBE_S)
         self._kill_all()
         await process.wait()
 
@@ -118,7 +119,7 @@ class EngineServer:
         start = time.monotonic()
         process = self._process
         assert process is not None
-        async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=5)) as session:
+        async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=min(5.0, launch.start_timeout_s))) as session:
             while True:
                 if process.returncode is not None:
                     self._kill_all()
@@ -127,7 +128,7 @@ class EngineServer:
                     break
                 if time.monotonic() - start > launch.start_timeout_s:
                     self._kill_all()
-                    raise self._failure(f"The engine server was not ready after {launch.start_timeout_s:.0f} s.")
+                    raise self._failure(f"The engine server was not ready after {launch.start_timeout_s:g} s.")
                 await asyncio.sleep(PROBE_S)
         await self.before_ready()
         self.load_seconds = time.monotonic() - start
@@ -168,6 +169,7 @@ class EngineServer:
                 log.error("the engine server did not come up: %s", fault)
             except Exception:  # no file handle left, no folder: whatever it is, the next try comes
                 log.exception("the engine server could not be started")
+                self._kill_all()  # one that runs and is never ready would be watched for ever
 
     async def _until_gone(self, process: asyncio.subprocess.Process) -> None:
         """Return when it has ended; one that has not answered a few looks in a row is ended."""

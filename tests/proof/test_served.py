@@ -44,6 +44,7 @@ class Endpoint:
         self.model, self.engine, self.pins = model, engine, pins
         self.template = model.template
         self.said: dict[str, str] = {}
+        self.uncounted = 0  # tokens of a prompt that its usage leaves out
 
     async def get(self, path: str) -> Any:
         assert path == "/pinned"
@@ -60,7 +61,7 @@ class Endpoint:
             return {"tokens": ids}
         prompt = body["messages"][0]["content"]
         text = self.said.get(prompt) or next(self.engine.answers([request])).text
-        return {"choices": [{"message": {"content": text}}], "usage": {"prompt_tokens": len(ids)}}
+        return {"choices": [{"message": {"content": text}}], "usage": {"prompt_tokens": len(ids) - self.uncounted}}
 
 
 def test_the_truth_is_proven(nano: LoadedModel, engine: Any, pins: list[dict[str, Any]]) -> None:
@@ -84,6 +85,15 @@ def test_another_template_is_found(nano: LoadedModel, engine: Any, pins: list[di
     endpoint = Endpoint(nano, engine, pins)
     endpoint.template = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
     with pytest.raises(CheckFailed, match="becomes .* tokens there"):
+        asyncio.run(prove(endpoint, "nano"))
+
+
+def test_a_prompt_that_is_counted_otherwise_is_found(nano: LoadedModel, engine: Any, pins: list[dict[str, Any]]) -> None:
+    """An endpoint that tokenizes rightly when asked for tokens and otherwise when it answers: its usage gives it away."""
+    endpoint = Endpoint(nano, engine, pins)
+    endpoint.uncounted = 1
+    count = len(pins[0]["ids"])
+    with pytest.raises(CheckFailed, match=rf"becomes {count} tokens there .*, {count - 1} in its answer's usage, not {count}"):
         asyncio.run(prove(endpoint, "nano"))
 
 

@@ -191,8 +191,9 @@ def test_the_api_process_dies(tmp_path: Path, shared_models: Path) -> None:
 
 
 def test_it_says_that_it_is_loading(tmp_path: Path, shared_models: Path) -> None:
-    """From the first moment on: 503 and Retry-After while the model is loaded, then 200."""
+    """Proves SR-NF-004: from the first moment on 503 and Retry-After while the model is loaded, then 200, within a minute of the start."""
     port = free_port()
+    begin = time.monotonic()
     with closing_process(start(tmp_path, *NANO, f"serve.port={port}", environment={"LARGEFORGE_CACHE": str(shared_models)})) as process:
         server = Server(process, f"http://127.0.0.1:{port}", tmp_path / "run", tmp_path / "printed.txt")
         states: list[Any] = []
@@ -204,7 +205,9 @@ def test_it_says_that_it_is_loading(tmp_path: Path, shared_models: Path) -> None
                 if not refused:
                     refused.append(server.ask("/v1/chat/completions", chat("Hello")))
             time.sleep(0.05)
+        ready_s = time.monotonic() - begin
         assert states[0] == (503, {"status": "loading"}) and states[-1] == (200, {"status": "ready"})
+        assert ready_s < 60, f"a client was first told that it is ready {ready_s:.1f} s after the command was started"
         assert refused[0][0] == 503 and refused[0][1]["error"]["code"] == "loading"
 
 
