@@ -20,6 +20,7 @@ from largeforge.serve.supervising import EngineServer, answers
 
 log = logging.getLogger("largeforge.serve")
 LOOK_S = 2.0  # between two looks at a server elsewhere
+LOOK_TIMEOUT_S = 5.0  # for one look
 ELSEWHERE_AGAIN_S = 2.0  # longest wait for one that does not answer: nobody here starts it
 AGAIN_S = 60.0  # longest wait for an engine that is being started again
 PROBE_S = 0.05
@@ -101,7 +102,7 @@ class Upstream:
         """Ask a server elsewhere what models it has; whether it said so."""
         start = time.perf_counter()
         try:
-            found = await self.get("/v1/models", timeout_s=5)
+            found = await self.get("/v1/models", timeout_s=LOOK_TIMEOUT_S)
             listed = [str(one["id"]) for one in found["data"]]
             if not listed:
                 raise ValueError("it lists no model")
@@ -155,8 +156,11 @@ class Upstream:
             return self._latency_ms
         assert self._session is not None
         start = time.perf_counter()
-        if self.ready and await answers(self._session, self.url + "/health"):
-            return (time.perf_counter() - start) * 1000
+        try:
+            if self.ready and await asyncio.wait_for(answers(self._session, self.url + "/health"), LOOK_TIMEOUT_S):
+                return (time.perf_counter() - start) * 1000
+        except asyncio.TimeoutError:  # it hangs: whoever supervises it ends it in time
+            pass
         return None
 
     async def again(self) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -14,7 +15,9 @@ from largeforge.asgi import App
 from largeforge.errors import StoreError
 from largeforge.guard.meters import Meters
 from largeforge.serve import door as doors
+from largeforge.serve import upstream as upstreams
 from largeforge.serve.door import Door
+from largeforge.serve.upstream import Upstream
 
 
 class Store:
@@ -111,3 +114,29 @@ def test_a_flood_of_questions_is_one_look(monkeypatch: pytest.MonkeyPatch) -> No
             assert told(await http.get("/health")) == (200, "healthy", "healthy") and store.looks == 3
 
     asyncio.run(ask())
+
+
+def test_an_engine_that_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It takes connections and answers none: told within the time that a look has."""
+    monkeypatch.setattr(upstreams, "LOOK_TIMEOUT_S", 0.2)
+
+    async def story() -> None:
+        never = asyncio.Event()
+
+        async def hang(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            await never.wait()
+            writer.close()
+
+        listener = await asyncio.start_server(hang, "127.0.0.1", 0)
+        server: Any = SimpleNamespace(url=f"http://127.0.0.1:{listener.sockets[0].getsockname()[1]}", ready=asyncio.Event())
+        server.ready.set()
+        upstream = Upstream(server=server, names=["m"])
+        await upstream.open()
+        try:
+            assert await asyncio.wait_for(upstream.latency_ms(), 10) is None
+        finally:
+            never.set()
+            await upstream.close()
+            listener.close()
+
+    asyncio.run(story())

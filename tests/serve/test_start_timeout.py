@@ -60,6 +60,7 @@ def test_it_is_refused_where_vllm_has_its_own(tmp_path: Path, monkeypatch: pytes
     [
         ("engine=vllm", "engine.start_timeout_s=77"),
         ("serve=door", f"serve.engine_url={NOWHERE}", "serve.start_timeout_s=77"),
+        ("serve=door", "engine=vllm", f"serve.engine_url={NOWHERE}", "serve.start_timeout_s=77"),
         ("engine=hf", "serve.start_timeout_s=77"),
     ],
 )
