@@ -46,8 +46,9 @@ class Newcomer:
 def newcomer(tmp_path: Path) -> Newcomer:
     checkout = tmp_path / "checkout"
     shutil.copytree(ROOT / "scripts", checkout / "scripts", ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("pyproject.toml", "setup.py"):
-        shutil.copy(ROOT / name, checkout)
+    (checkout / "largeforge").mkdir()
+    for name in ("pyproject.toml", "setup.py", "largeforge/__init__.py"):
+        shutil.copy(ROOT / name, checkout / name)
     (tmp_path / "bin").mkdir()
     for name in ("python3", "python3.10", "python3.11", "python3.12", "python3.13"):
         path = tmp_path / "bin" / name
@@ -67,10 +68,12 @@ def test_the_first_use_installs_and_the_second_does_not(newcomer: Newcomer) -> N
     assert newcomer.asked("") == ["-m largeforge task=chat"]
 
 
-def test_it_is_done_again_where_what_decides_it_changed(newcomer: Newcomer) -> None:
+@pytest.mark.parametrize("changed", ["pyproject.toml", "largeforge/__init__.py"])
+def test_it_is_done_again_where_what_decides_it_changed(newcomer: Newcomer, changed: str) -> None:
+    """What it needs, and its own version, which pip wrote down."""
     newcomer.calls("install")
-    with (newcomer.folder / "checkout" / "pyproject.toml").open("a") as stream:
-        stream.write("# another need\n")
+    with (newcomer.folder / "checkout" / changed).open("a") as stream:
+        stream.write("# another\n")
     newcomer.calls("install")
     assert newcomer.asked("--editable") and not newcomer.asked("-m venv")
 
