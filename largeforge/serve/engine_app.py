@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from largeforge.serve.hosting import Hosting
 
 log = logging.getLogger("largeforge.serve")
-LARGEST_BODY = 256 * 2**20  # the door's own limit is far smaller
+LARGEST_BODY = 256 * 2**20  # no door lets in more
 STREAM_HEADERS = [(b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no")]
 
 

@@ -2,7 +2,7 @@
 
 The model's name says how: "words" answers word after word, "slow" one every 20 ms without an end, "never" says nothing at all,
 "burst" answers without a pause or an end, "breaks" ends in an error event, "cut" ends without [DONE], "raises" raises, "refuses" answers 429,
-"script" answers HTML that must not run.
+"script" answers HTML that must not run, "halves" all its words in two pieces with a pause between.
 """
 
 from __future__ import annotations
@@ -115,8 +115,10 @@ class FakeCompletions:
             await word(f" {self.sent}" if model == "slow" else "x" * 1000)
             if model == "slow":
                 await asyncio.sleep(0.02)
-        for text in [SCRIPT] if model == "script" else WORDS:
+        for text in {"script": [SCRIPT], "halves": ["".join(WORDS[:-1]), WORDS[-1]]}.get(model, WORDS):
             await word(text)
+            if model == "halves":
+                await asyncio.sleep(0.2)
         if model == "breaks":
             await event(**error_body("The engine died.", kind="server_error"))
         if model in ("breaks", "cut"):

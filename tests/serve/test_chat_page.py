@@ -124,6 +124,22 @@ def test_stop_ends_the_answer_at_the_server() -> None:
 
 
 @IN_CHROMIUM
+def test_two_pieces_tell_no_speed() -> None:
+    """The first may hold any number of tokens, and nobody knows how long they took."""
+
+    async def story(page: Page, app: FakeCompletions, address: str) -> None:
+        await choose(page, "halves")
+        await page.type("Hello")
+        await page.press("Enter")
+        await page.until(ANSWERED)
+        assert await text(page, ".turn.assistant .text") == "".join(WORDS)
+        told = await text(page, ".turn.assistant .numbers")
+        assert re.fullmatch(r"first token \d+ ms · 5 tokens", told), told
+
+    run(story)
+
+
+@IN_CHROMIUM
 def test_markup_in_an_answer_stays_text() -> None:
     async def story(page: Page, app: FakeCompletions, address: str) -> None:
         await choose(page, "script")

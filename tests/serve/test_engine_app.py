@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator
 from contextlib import aclosing
+from pathlib import Path
 from typing import Any
 
 import orjson
@@ -81,3 +83,66 @@ def test_text_offset_says_where_a_token_stands(stream: bool) -> None:
     for mine in asyncio.run(told(stream=stream)).values():
         assert mine["text"] == text and mine["text_offset"] == [0, 3, 9, 10, 13, 16]
         assert [text[place:].startswith(token) for place, token in zip(mine["text_offset"], mine["tokens"], strict=True)] == [True] * 6
+
+
+# ---- what hf says of half characters and of prompts that are too long ----
+
+LETTERS = '"\U0001f44d\U0001f3fd 家へ帰る é"'
+
+
+def asked_of_nano(cache: Path, *requests: tuple[str, dict[str, Any]]) -> list[tuple[int, list[dict[str, Any]]]]:
+    """Status and events, or the one body, of each request; asked of nano in this process, with nobody before it who counts characters."""
+    engine = part("engine", "hf", live={"model": part("model", "nano").load(trainable=False, precision="fp32"), "device": "cpu"}, batch_size=2)
+    app = EngineApp(engine, "m", (), Defaults(64, 0.0, 1.0, 0))
+
+    async def ask() -> list[tuple[int, list[dict[str, Any]]]]:
+        found = []
+        for path, fields in requests:
+            body = orjson.dumps({"model": "m", **fields})
+            async with call(app, path=path, body=body, headers=[], client=None, transport="grpc") as reply:
+                if reply.streams:
+                    async with aclosing(reply.chunks()) as chunks:
+                        found.append((reply.status, [orjson.loads(event) async for event in events(chunks)]))
+                else:
+                    found.append((reply.status, [orjson.loads(await reply.body())]))
+        await engine.close()
+        return found
+
+    return asyncio.run(ask())
+
+
+def test_bytes_of_a_greedy_answer_are_its_text(nano_cache: Path) -> None:
+    """Whole and as a stream, of letters that nano's tokenizer cuts: joined, `bytes` are the answer, though most tokens of it are no text alone."""
+    schema = {"enum": [json.loads(LETTERS)]}
+    fields = {
+        "messages": [{"role": "user", "content": "Say it."}],
+        "temperature": 0,
+        "logprobs": True,
+        "top_logprobs": 2,
+        "response_format": {"type": "json_schema", "json_schema": {"name": "it", "schema": schema}},
+    }
+    (_, [whole]), (_, pieces) = asked_of_nano(nano_cache, ("/v1/chat/completions", fields), ("/v1/chat/completions", {**fields, "stream": True}))
+    choices = [choice for piece in pieces for choice in piece["choices"]]
+    streamed = [told for choice in choices for told in (choice["logprobs"] or {"content": []})["content"]]
+    [choice] = whole["choices"]
+    assert choice["message"]["content"] == LETTERS == "".join(one["delta"].get("content") or "" for one in choices)
+    for tokens in (choice["logprobs"]["content"], streamed):
+        assert bytes(byte for one in tokens for byte in one["bytes"]).decode() == LETTERS
+        halves = [one for one in tokens if "\ufffd" in one["token"]]
+        assert len(halves) > 5 and all(bytes(one["bytes"]) != one["token"].encode() for one in halves)
+
+
+def test_a_prompt_that_is_too_long_has_openais_code(nano_cache: Path) -> None:
+    """On either route, whole and as a stream, of a text and of token ids: the tokens were counted, not the characters."""
+    long = "word " * 3000
+    wanted: list[tuple[str, dict[str, Any]]] = [
+        ("/v1/chat/completions", {"messages": [{"role": "user", "content": long}]}),
+        ("/v1/completions", {"prompt": long}),
+        ("/v1/completions", {"prompt": [5] * 3000}),
+    ]
+    found = asked_of_nano(nano_cache, *wanted, *((path, {**fields, "stream": True}) for path, fields in wanted))
+    assert [status for status, _ in found] == [400] * 6
+    errors = [body["error"] for _, [body] in found]
+    assert {(error["type"], error["code"]) for error in errors} == {("invalid_request_error", "context_length_exceeded")}
+    assert [error["param"] for error in errors] == ["messages", "prompt", "prompt"] * 2
+    assert all("tokens; this model reads 2,048" in error["message"] for error in errors)
