@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -22,9 +23,11 @@ from largeforge.errors import InputError
 from largeforge.serve.engine_app import Gone, read_body
 from largeforge.serve.upstream import Upstream
 from largeforge.serve.wire import BadRequest, fields_of, validated
+from largeforge.threads import in_daemon_thread
 
 log = logging.getLogger("largeforge.serve")
 GONE = 499
+LOOK_S = 10.0
 TIMEOUT_S = 120.0  # an adapter is read from a disk
 TROUBLE = (aiohttp.ClientError, OSError, asyncio.TimeoutError)
 Name = Annotated[str, Field(max_length=128, pattern=r"^[A-Za-z0-9][A-Za-z0-9._:/@+-]*$")]
@@ -96,7 +99,8 @@ class Adapters:
         name, names = asked.lora_name, self.upstream.names
         assert self.look is not None
         try:
-            folder = await asyncio.to_thread(self.look, name, asked.lora_path)  # a disk may be slow
+            look = partial(self.look, name, asked.lora_path)
+            folder = await asyncio.wait_for(in_daemon_thread(look, name="look-at-adapter"), LOOK_S)  # a disk may be slow, or hang
         except InputError as fault:
             raise BadRequest(fault.message, param="lora_path", code="adapter_unusable") from fault
         body = {**asked.model_dump(exclude_defaults=True), "lora_path": str(folder)}
@@ -150,10 +154,8 @@ class Adapters:
                     self.upstream.names.remove(name)
 
     async def _once_more(self, path: str, name: str, body: dict[str, Any]) -> bool:
-        try:
-            status, said = await self._ask(path, body, early=True)
-        except TROUBLE as fault:
-            status, said = 0, str(fault).encode()
+        # raises where the engine dies meanwhile: the next one is asked for all of them
+        status, said = await self._ask(path, body, early=True)
         if status != 200:
             log.error("%s of the adapter %s failed at the engine that was started again: %d %s", path, name, status, said[:500].decode("utf-8", "replace"))
         return status == 200
